@@ -1,0 +1,62 @@
+"""Model architectures: wiring over ops. One architecture a file, named after its `model_type`, found by that name.
+
+An architecture module has
+
+    Config        a frozen dataclass with from_hf(config.json), from_gguf(metadata) and tiny()
+    HF_NAMES      our tensor name -> the checkpoint's, "{}" standing for the layer
+    GGUF_NAMES    the same for GGUF
+    GGUF_INTERLEAVED   tensors whose rows GGUF stores with RoPE pairs adjacent (2i, 2i+1) instead of half a head apart
+    shapes(config)     our tensor name -> shape, every tensor that must be there
+    caches(config)     what each attention layer remembers
+    forward(config, weights, ops)  the model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Protocol, cast
+
+from edgellm.errors import UnsupportedError
+from edgellm.ops import Ops, X
+from edgellm.tensor import Weights
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of one attention layer; `window` is how many positions a token sees, None for all."""
+
+    n_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+class Config(Protocol):
+    vocab_size: int
+    n_layers: int
+    context_length: int
+
+
+class Architecture(Protocol):
+    Config: Any
+    HF_NAMES: Mapping[str, str]
+    GGUF_NAMES: Mapping[str, str]
+    GGUF_INTERLEAVED: Sequence[str]
+
+    def shapes(self, config: Any) -> dict[str, tuple[int, ...]]: ...
+    def caches(self, config: Any) -> list[LayerCache]: ...
+    def forward(self, config: Any, weights: Weights, ops: Ops[X]) -> X: ...
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def get(name: str) -> Architecture:
+    """The architecture module of that name; raises UnsupportedError with the known names."""
+    if name not in names():
+        raise UnsupportedError(
+            f"architecture {name!r} is not supported; this version has {', '.join(names())}")
+    return cast(Architecture, import_module(f"{__name__}.{name}"))

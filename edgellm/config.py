@@ -1,0 +1,48 @@
+"""Reading a checkpoint's config: numbers are checked here, so that the models can trust them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from edgellm.errors import CheckpointError
+
+LIMIT = 1 << 24
+"""No size of a model that fits an edge device is larger; a damaged number almost always is."""
+
+
+def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive integer of a config."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LIMIT:
+        raise CheckpointError(f"config has {key} = {value!r}; expected an integer from 1 to {LIMIT}")
+    return value
+
+
+def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A finite positive number of a config."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise CheckpointError(f"config has {key} = {value!r}; expected a positive number")
+    return float(value)
+
+
+def expand(names: Mapping[str, str], n_layers: int) -> dict[str, str]:
+    """Names with "{}" for every layer: our name -> the checkpoint's."""
+    return {ours.format(i): theirs.format(i)
+            for ours, theirs in names.items() for i in range(n_layers if "{}" in ours else 1)}
+
+
+def from_json(cls: type[Any], config: Mapping[str, Any]) -> Any:
+    """A Config from the dict that dataclasses.asdict gave; unknown and missing keys are errors."""
+    known = {field.name for field in fields(cls)}
+    if set(config) != known:
+        raise CheckpointError(
+            f"config has the keys {sorted(config)}; expected {sorted(known)}: made by another version of edgellm?")
+    return cls(**config)
