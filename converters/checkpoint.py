@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgellm.architectures import Architecture
 from edgellm.arrays import U8
+from edgellm.config import expand
+from edgellm.errors import CheckpointError, UnsupportedError
 
 from .blocks import BlockType
+
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|end_of_turn|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+)
+"""Tokens that end an answer wherever they are in a vocabulary, even where the checkpoint forgets to say so."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +62,8 @@ class Checkpoint:
     """A name of edgellm.architectures."""
     config: Any
     """Its Config."""
-    tensors: dict[str, SourceTensor]
-    """By the name the .edge file gives them."""
+    tensors: dict[str, tuple[SourceTensor, ...]]
+    """By the name the .edge file gives them; of several, the rows of one follow those of another."""
     tokenizer: TokenizerSource
     quantized: bool
     """Whether the source's matrices are quantized already."""
@@ -54,3 +72,94 @@ class Checkpoint:
     chat_template: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     """Of name, license, source: what the source says of itself."""
+
+
+def row_reader(path: Path, offset: int, rows: int, row_bytes: int) -> Callable[[int, int], U8]:
+    """SourceTensor.read for rows that lie one after another from `offset` on.
+
+    Reads and not a map: what was converted already must not stay in memory, and a file that shrinks meanwhile must give
+    an error, not a signal. Raises CheckpointError.
+    """
+
+    def read(first: int, stop: int) -> U8:
+        assert 0 <= first <= stop <= rows
+        count = (stop - first) * row_bytes
+        try:
+            raw = np.fromfile(path, np.uint8, count, offset=offset + first * row_bytes)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if raw.size != count:
+            raise CheckpointError(
+                f"{path} ended while it was being read; expected the length it had when opened: "
+                "wait until it is complete and try again"
+            )
+        return raw.reshape(stop - first, row_bytes)
+
+    return read
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def parts(architecture: Architecture, config: Any) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Our tensor -> the tensors of the architecture's tables that it is made of, with the shape of each."""
+    result: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in architecture.shapes(config).items():
+        layer = name.split(".")[1] if name.startswith("layers.") else ""
+        names = architecture.STACKED.get(name.replace(f".{layer}.", ".{}."), (name,))
+        result[name] = {part.format(layer): (shape[0] // len(names), *shape[1:]) for part in names}
+    return result
+
+
+def stack(
+    architecture: Architecture, config: Any, found: Mapping[str, SourceTensor]
+) -> dict[str, tuple[SourceTensor, ...]]:
+    """Checkpoint.tensors, from tensors by the names of the architecture's tables."""
+    return {name: tuple(found[part] for part in made_of) for name, made_of in parts(architecture, config).items()}
+
+
+def match_tensors(
+    path: Path, architecture: Architecture, config: Any, names: Mapping[str, str], found: Mapping[str, SourceTensor]
+) -> dict[str, tuple[SourceTensor, ...]]:
+    """The model's tensors under our names; `names` is the architecture's table for this kind of checkpoint.
+
+    Raises one CheckpointError that names every tensor that is missing, not of the model, or of another shape.
+    """
+    # Before anything is made for each layer: the number comes from the file.
+    if config.n_layers > len(found):
+        raise CheckpointError(
+            f"{path} says that it has {config.n_layers} layers, but holds {len(found)} tensors; "
+            "expected several for each layer: is a part of it missing?"
+        )
+    theirs = expand(names, config.n_layers)
+    made_of = [item for tensor in parts(architecture, config).values() for item in tensor.items()]
+    expected = {theirs[part]: shape for part, shape in made_of}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not a tensor of this architecture" for name in found if name not in expected]
+    problems += [
+        f"{name} has the shape {found[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not hold the tensors that its config asks for: {'; '.join(problems)}")
+    return stack(architecture, config, {part: found[theirs[part]] for part, _ in made_of})
+
+
+def check_rope_type(path: Path, kind: object) -> None:
+    """Raise UnsupportedError for "factors", our own name for divisors that come as a tensor and not in a config."""
+    if kind == "factors":
+        raise UnsupportedError(f"{path} has the rope scaling {kind!r}; expected a kind that checkpoints use")
+
+
+def check_vocabulary(path: Path, n_tokens: int, vocab_size: int) -> None:
+    """Raise CheckpointError if the tokenizer can give an id that the model has no row for.
+
+    Fewer tokens than rows are common: embeddings are padded to a round number for the machines they are trained on.
+    """
+    if n_tokens > vocab_size:
+        raise CheckpointError(
+            f"{path} has a tokenizer with {n_tokens} tokens, but a model that knows {vocab_size}; "
+            "expected at most as many: is the tokenizer another model's?"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -11,6 +10,10 @@ from edgellm.errors import CheckpointError
 
 LIMIT = 1 << 24
 """No size of a model that fits an edge device is larger; a damaged number almost always is."""
+
+
+LARGEST = 1e30
+"""As float32 can hold it and its square roots, sums and products with other numbers of a config."""
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -28,15 +31,18 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     value = config.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < LARGEST:
         raise CheckpointError(f"config has {key} = {value!r}; expected a positive number")
     return float(value)
 
 
 def expand(names: Mapping[str, str], n_layers: int) -> dict[str, str]:
     """Names with "{}" for every layer: our name -> the checkpoint's."""
-    return {ours.format(i): theirs.format(i)
-            for ours, theirs in names.items() for i in range(n_layers if "{}" in ours else 1)}
+    return {
+        ours.format(i): theirs.format(i)
+        for ours, theirs in names.items()
+        for i in range(n_layers if "{}" in ours else 1)
+    }
 
 
 def from_json(cls: type[Any], config: Mapping[str, Any]) -> Any:
@@ -44,5 +50,6 @@ def from_json(cls: type[Any], config: Mapping[str, Any]) -> Any:
     known = {field.name for field in fields(cls)}
     if set(config) != known:
         raise CheckpointError(
-            f"config has the keys {sorted(config)}; expected {sorted(known)}: made by another version of edgellm?")
+            f"config has the keys {sorted(config)}; expected {sorted(known)}: made by another version of edgellm?"
+        )
     return cls(**config)

@@ -13,7 +13,7 @@ from edgellm.arrays import F32
 from edgellm.tensor import Tensor
 
 X = TypeVar("X")
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh"]
 
 
 class Ops(Protocol[X]):
@@ -28,8 +28,8 @@ class Ops(Protocol[X]):
     def rms_norm(self, x: X, weight: Tensor, eps: float) -> X:
         """x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467)."""
 
-    def glu(self, gate: X, up: X, activation: Activation) -> X:
-        """activation(gate) * up (arXiv:2002.05202)."""
+    def glu(self, x: X, activation: Activation) -> X:
+        """activation(first half of the columns) * second half (arXiv:2002.05202): (rows, 2 n) -> (rows, n)."""
 
     def rope(self, x: X, head_dim: int, frequencies: F32) -> X:
         """Rotate each head's pairs (i, i + head_dim/2) by position * frequencies[i] (arXiv:2104.09864)."""
@@ -43,4 +43,3 @@ class Ops(Protocol[X]):
 
     def logits(self, x: X, table: Tensor) -> X:
         """x @ table.T for the rows whose logits the step wants: -> (wanted rows, vocab_size)."""
-

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.config import number
 from edgellm.arrays import F32
+from edgellm.config import number
 from edgellm.errors import CheckpointError, UnsupportedError
 
 
@@ -21,7 +21,8 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None) 
     {"type": "factors", "factors": [...]}, one divisor for each frequency.
     """
     base = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    return (base / _divisors(base, scaling)).astype(np.float32)
+    stretched: F32 = (base / _divisors(base, scaling)).astype(np.float32)
+    return stretched
 
 
 def check_scaling(scaling: Mapping[str, Any] | None, head_dim: int) -> None:
@@ -36,10 +37,10 @@ def _divisors(base: Any, scaling: Mapping[str, Any] | None) -> Any:
     if kind == "linear":
         return number(scaling, "factor")
     if kind == "factors":
-        factors = np.asarray(scaling["factors"], np.float64)
-        if factors.shape != base.shape or not np.all(np.isfinite(factors) & (factors > 0)):
-            raise CheckpointError(f"rope scaling has {factors.size} factors; expected {base.size} positive numbers")
-        return factors
+        factors = scaling.get("factors")
+        if not isinstance(factors, list) or len(factors) != len(base):
+            raise CheckpointError(f"rope scaling has the factors {str(factors)[:80]}; expected {len(base)} numbers")
+        return np.array([number({"factor": factor}, "factor") for factor in factors])
     if kind == "llama3":
         return _llama3(base, scaling)
     raise UnsupportedError(f"rope scaling {kind!r} is not supported; this version has linear, llama3 and factors")

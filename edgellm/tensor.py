@@ -17,9 +17,8 @@ class Tensor:
     data: Array
     """Matrix: (row blocks, column tiles, tile bytes) uint8. Vector: (size padded to 16,) float32."""
 
-    @property
-    def is_matrix(self) -> bool:
-        return len(self.shape) == 2
+    pair: int = 0
+    """Half of the rows of each group whose rows are stored in pairs (quant.paired), 0 for rows in their order."""
 
 
 class Weights:

@@ -6,7 +6,9 @@ An architecture module has
     HF_NAMES      our tensor name -> the checkpoint's, "{}" standing for the layer
     GGUF_NAMES    the same for GGUF
     GGUF_INTERLEAVED   tensors whose rows GGUF stores with RoPE pairs adjacent (2i, 2i+1) instead of half a head apart
+    STACKED       our tensor -> the tensors of the tables above whose rows it holds, one after the other
     shapes(config)     our tensor name -> shape, every tensor that must be there
+    pairs(config)      last part of a name -> half, for matrices whose rows are stored in pairs (quant.paired)
     caches(config)     what each attention layer remembers
     forward(config, weights, ops)  the model
 """
@@ -44,8 +46,10 @@ class Architecture(Protocol):
     HF_NAMES: Mapping[str, str]
     GGUF_NAMES: Mapping[str, str]
     GGUF_INTERLEAVED: Sequence[str]
+    STACKED: Mapping[str, Sequence[str]]
 
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]: ...
+    def pairs(self, config: Any) -> dict[str, int]: ...
     def caches(self, config: Any) -> list[LayerCache]: ...
     def forward(self, config: Any, weights: Weights, ops: Ops[X]) -> X: ...
 
@@ -57,6 +61,5 @@ def names() -> list[str]:
 def get(name: str) -> Architecture:
     """The architecture module of that name; raises UnsupportedError with the known names."""
     if name not in names():
-        raise UnsupportedError(
-            f"architecture {name!r} is not supported; this version has {', '.join(names())}")
+        raise UnsupportedError(f"architecture {name!r} is not supported; this version has {', '.join(names())}")
     return cast(Architecture, import_module(f"{__name__}.{name}"))

@@ -48,6 +48,8 @@ GGUF_NAMES = {
 
 GGUF_INTERLEAVED = ("q", "k")
 
+STACKED = {"layers.{}.gate_up": ("layers.{}.gate", "layers.{}.up")}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -67,15 +69,25 @@ class Config:
 
     def __post_init__(self) -> None:
         sizes = vars(self)
-        for key in ("vocab_size", "hidden_size", "ffn_size", "n_layers", "n_heads", "n_kv_heads", "head_dim",
-                    "context_length"):
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "ffn_size",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "context_length",
+        ):
             integer(sizes, key)
         for key in ("norm_eps", "rope_theta"):
             number(sizes, key)
         if self.sliding_window is not None:
             integer(sizes, "sliding_window")
         if self.n_heads % self.n_kv_heads:
-            raise CheckpointError(f"config has n_heads = {self.n_heads}, not a multiple of n_kv_heads = {self.n_kv_heads}")
+            raise CheckpointError(
+                f"config has n_heads = {self.n_heads}, not a multiple of n_kv_heads = {self.n_kv_heads}"
+            )
         if self.head_dim % 2:
             raise CheckpointError(f"config has head_dim = {self.head_dim}; RoPE needs an even number")
         check_scaling(self.rope_scaling, self.head_dim)
@@ -113,7 +125,9 @@ class Config:
         head_dim = integer(metadata, "attention.key_length", hidden_size // n_heads)
         for key in ("rope.dimension_count", "attention.value_length"):
             if integer(metadata, key, head_dim) != head_dim:
-                raise UnsupportedError(f"config has {key} = {metadata[key]}; this architecture needs head_dim = {head_dim}")
+                raise UnsupportedError(
+                    f"config has {key} = {metadata[key]}; this architecture needs head_dim = {head_dim}"
+                )
         scaling = {"type": metadata.get("rope.scaling.type", "none")}
         if scaling["type"] != "none":
             scaling["factor"] = number(metadata, "rope.scaling.factor")
@@ -136,8 +150,18 @@ class Config:
     @classmethod
     def tiny(cls) -> Self:
         """A few thousand weights with odd sizes, for tests."""
-        return cls(vocab_size=97, hidden_size=72, ffn_size=104, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=12,
-                   context_length=64, norm_eps=1e-5, rope_theta=10000.0)
+        return cls(
+            vocab_size=97,
+            hidden_size=72,
+            ffn_size=104,
+            n_layers=2,
+            n_heads=6,
+            n_kv_heads=2,
+            head_dim=12,
+            context_length=64,
+            norm_eps=1e-5,
+            rope_theta=10000.0,
+        )
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -145,8 +169,15 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     hidden, ffn = config.hidden_size, config.ffn_size
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     layer: dict[str, tuple[int, ...]] = {
-        "attn_norm": (hidden,), "q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q),
-        "ffn_norm": (hidden,), "gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn)}
+        "attn_norm": (hidden,),
+        "q": (q, hidden),
+        "k": (kv, hidden),
+        "v": (kv, hidden),
+        "o": (hidden, q),
+        "ffn_norm": (hidden,),
+        "gate_up": (2 * ffn, hidden),
+        "down": (hidden, ffn),
+    }
     result: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, hidden)}
     for i in range(config.n_layers):
         result |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
@@ -154,6 +185,10 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     if not config.tie_embeddings:
         result["output"] = (config.vocab_size, hidden)
     return result
+
+
+def pairs(config: Config) -> dict[str, int]:
+    return {"q": config.head_dim // 2, "k": config.head_dim // 2, "gate_up": config.ffn_size}
 
 
 def caches(config: Config) -> list[LayerCache]:
@@ -170,10 +205,10 @@ def forward(config: Config, weights: Weights, ops: Ops[X]) -> X:
         q = ops.rope(ops.linear(h, layer.q), config.head_dim, angles)
         k = ops.rope(ops.linear(h, layer.k), config.head_dim, angles)
         v = ops.linear(h, layer.v)
-        h = ops.attention(q, k, v, i, scale=config.head_dim ** -0.5)
+        h = ops.attention(q, k, v, i, scale=config.head_dim**-0.5)
         x = ops.add(x, ops.linear(h, layer.o))
         h = ops.rms_norm(x, layer.ffn_norm, config.norm_eps)
-        h = ops.glu(ops.linear(h, layer.gate), ops.linear(h, layer.up), "silu")
+        h = ops.glu(ops.linear(h, layer.gate_up), "silu")
         x = ops.add(x, ops.linear(h, layer.down))
     x = ops.rms_norm(x, weights.norm, config.norm_eps)
     return ops.logits(x, weights.embed if config.tie_embeddings else weights.output)

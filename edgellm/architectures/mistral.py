@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
+from edgellm.architectures.llama import GGUF_INTERLEAVED, GGUF_NAMES, HF_NAMES, STACKED, caches, forward, pairs, shapes
 from edgellm.config import integer
-from edgellm.architectures.llama import GGUF_INTERLEAVED, GGUF_NAMES, HF_NAMES, caches, forward, shapes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "Config", "caches", "forward", "shapes"]
+__all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
 
 
 class Config(llama.Config):

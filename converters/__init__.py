@@ -1,0 +1,260 @@
+"""Trained weights of other formats -> a .edge file, a few rows of one tensor at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from edgellm import architectures, quant
+from edgellm.arrays import F32, Array
+from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError, UnsupportedError
+from edgellm.file import ModelInfo, TensorSpec, Writer, pad_vector
+
+from .blocks import decode_rows, repack_rows
+from .checkpoint import Checkpoint, SourceTensor
+from .gguf import read_gguf
+from .huggingface import read_huggingface
+from .llama2c import read_llama2c
+
+__all__ = ["FORMATS", "Report", "Row", "convert", "read"]
+
+FORMATS = ("keep", *quant.names())
+CHUNK = 1 << 20
+"""Weights in work at once: bounds the memory that a conversion takes, whatever the model's size."""
+
+
+@dataclass
+class Row:
+    """What became of the tensors of one format."""
+
+    format: str
+    tensors: int = 0
+    weights: int = 0
+    n_bytes: int = 0
+    squares: float = 0.0
+    squared_error: float = 0.0
+    max_error: float = 0.0
+    """Largest absolute difference between a weight and what the file holds for it."""
+
+    @property
+    def relative_rms(self) -> float:
+        """Root of the mean squared error over that of the mean squared weight."""
+        return float(np.sqrt(self.squared_error / self.squares)) if self.squares else 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes / max(1, self.weights)
+
+
+@dataclass
+class Report:
+    """How a conversion went: a row for each format used, the file's size and the seconds it took."""
+
+    source: str
+    target: str
+    architecture: str
+    recipe: str
+    rows: dict[str, Row] = field(default_factory=dict)
+    n_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> Row:
+        total = Row("total")
+        for row in self.rows.values():
+            for key in ("tensors", "weights", "n_bytes", "squares", "squared_error"):
+                setattr(total, key, getattr(total, key) + getattr(row, key))
+            total.max_error = max(total.max_error, row.max_error)
+        return total
+
+
+def read(source: str | os.PathLike[str], tokenizer: Path | None = None) -> Checkpoint:
+    """Open a checkpoint by what it is, not by what it is called.
+
+    Raises ModelNotFoundError if nothing is there, UnsupportedError for another kind of file, CheckpointError for a
+    damaged one.
+    """
+    path = Path(source)
+    try:
+        return _reader(path)(path) if tokenizer is None else read_llama2c(path, tokenizer)
+    except (CheckpointError, UnsupportedError) as error:
+        if str(path.parent) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _reader(path: Path) -> Callable[[Path], Checkpoint]:
+    if path.is_dir():
+        return read_huggingface
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path}: no such file or folder")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == b"GGUF":
+        return read_gguf
+    if path.suffix == ".bin" and start[:2] != b"PK" and start[:1] != b"\x80":
+        return read_llama2c
+    hint = "convert reads GGUF files, Hugging Face folders and llama2.c .bin files"
+    if path.suffix == ".safetensors":
+        hint = "give the folder that holds it, with its config.json"
+    raise UnsupportedError(f"{path}: not a checkpoint that can be converted; {hint}")
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    origin: str | None = None,
+    tokenizer: Path | None = None,
+    progress: bool = True,
+) -> Report:
+    """Write `source` to the .edge file `target`, which appears only when it is complete.
+
+    `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
+    quantized sources are kept and others become q4m. The matrix that computes the logits stays at 8 bits in the 4-bit
+    formats, vectors stay float32.
+    """
+    if format is not None and format not in FORMATS:
+        raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
+    started, checkpoint = time.perf_counter(), read(source, tokenizer)
+    recipe = format or ("keep" if checkpoint.quantized else "q4m")
+    architecture = architectures.get(checkpoint.architecture)
+    shapes, pairs = architecture.shapes(checkpoint.config), architecture.pairs(checkpoint.config)
+    specs = {
+        tensor: _spec(checkpoint, tensor, shape, pairs.get(tensor.split(".")[-1], 0), recipe)
+        for tensor, shape in shapes.items()
+    }
+    report = Report(str(source), str(target), checkpoint.architecture, recipe)
+    info = _model_info(checkpoint, recipe, name, license, origin)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    try:
+        with (
+            np.errstate(over="ignore", invalid="ignore"),  # _account finds what overflowed
+            Writer(target, info, checkpoint.tokenizer.json, specs) as writer,
+            click.progressbar(
+                length=total, label=f"Converting {info.name}", file=sys.stderr, hidden=not progress
+            ) as bar,
+        ):
+            for tensor, spec in specs.items():
+                row = report.rows.setdefault(spec.format, Row(spec.format))
+                row.tensors += 1
+                for values, stored, data in _pieces(checkpoint, tensor, spec):
+                    _account(row, values, stored, data.nbytes, tensor)
+                    writer.write(tensor, data)
+                    bar.update(values.size)
+    except OSError as error:
+        raise EdgeError(f"{error.filename or target}: {error.strerror or error}; nothing was written") from error
+    report.n_bytes, report.seconds = Path(target).stat().st_size, time.perf_counter() - started
+    return report
+
+
+def _progress(label: str, total: int, shown: bool) -> AbstractContextManager[Any]:
+    return click.progressbar(length=total, label=label, file=sys.stderr, hidden=not shown)
+
+
+def _spec(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: int, recipe: str) -> TensorSpec:
+    if len(shape) == 1:
+        return TensorSpec(shape, "f32")
+    head = "output" if "output" in checkpoint.tensors else "embed"
+    if recipe == "keep":
+        recipe = max((part.type.keep for part in checkpoint.tensors[name]), key=lambda keep: quant.get(keep).TILE_BYTES)
+    elif recipe in ("q4", "q4m") and name == head:
+        recipe = "q8"
+    return TensorSpec(shape, recipe, 0 if pair % quant.TILE_ROWS else pair)
+
+
+def _model_info(
+    checkpoint: Checkpoint, recipe: str, name: str | None, license: str | None, origin: str | None
+) -> ModelInfo:
+    said, tokenizer = checkpoint.metadata, checkpoint.tokenizer
+    return ModelInfo(
+        architecture=checkpoint.architecture,
+        config=asdict(checkpoint.config),
+        recipe=recipe,
+        bos_id=tokenizer.bos_id,
+        eos_ids=tokenizer.eos_ids,
+        chat_template=checkpoint.chat_template,
+        name=name or said.get("name") or Path(checkpoint.path).stem,
+        license=license or said.get("license", "unknown"),
+        origin=origin or said.get("source") or Path(checkpoint.path).name,
+    )
+
+
+def _pieces(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> Iterator[tuple[F32, F32, Array]]:
+    """A tensor some rows at a time: its values, the values as stored, what the file gets."""
+    sources = checkpoint.tensors[name]
+    if len(spec.shape) == 1:
+        values = _finite(decode_rows(sources[0].type, sources[0].read(0, 1))[0], sources[0])
+        yield values, values, pad_vector(values)
+        return
+    fmt, rows = quant.get(spec.format), sources[0].shape[0]
+    head_dim = checkpoint.config.head_dim if name.split(".")[-1] in checkpoint.interleaved else 0
+    step = _rows_at_once(spec, len(sources), head_dim)
+    for first in range(0, rows, step):
+        stop = min(first + step, rows)
+        read = [_read(source, first, stop, spec.format) for source in sources]
+        order = _order(stop - first, spec.pair, len(sources), head_dim)
+        values = np.concatenate([values for values, _ in read])[order]
+        quantized = _joined([quantized for _, quantized in read], order)
+        yield values, fmt.dequantize(quantized), fmt.pack(quantized)
+
+
+def _rows_at_once(spec: TensorSpec, n_sources: int, head_dim: int) -> int:
+    """Rows of each source to convert together: whole tiles, heads and pairs, and no more than fits in CHUNK."""
+    rows, cols = spec.shape
+    if n_sources > 1 and not spec.pair:
+        return rows // n_sources
+    unit = math.lcm(quant.TILE_ROWS, head_dim or 1, 2 * spec.pair if n_sources == 1 and spec.pair else 1)
+    return max(1, CHUNK // (cols * unit)) * unit
+
+
+def _read(source: SourceTensor, first: int, stop: int, format: str) -> tuple[F32, quant.Quantized]:
+    """Some rows of a source: their values, and what is nearest to them in a format."""
+    raw = source.read(first, stop)
+    values = _finite(decode_rows(source.type, raw), source)
+    kept = repack_rows(source.type, raw) if format == source.type.keep else None
+    return values, kept or quant.get(format).quantize(values)
+
+
+def _order(rows: int, pair: int, n_sources: int, head_dim: int) -> Array:
+    """Where the rows that are stored come from, in rows of each source one after the other."""
+    order = np.arange(rows * n_sources)
+    if head_dim:  # RoPE pairs (2i, 2i+1) -> (i, i + head_dim/2)
+        order = order.reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+    return order[quant.paired(len(order), pair if n_sources == 1 else rows)] if pair else order
+
+
+def _joined(quantized: list[quant.Quantized], order: Array) -> quant.Quantized:
+    columns = zip(*quantized, strict=True)
+    return quant.Quantized(*(None if c[0] is None else np.concatenate(c)[order] for c in columns))  # type: ignore[arg-type]
+
+
+def _finite(values: F32, source: SourceTensor) -> F32:
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"tensor {source.name!r} has weights that are not finite; the source is damaged")
+    return values
+
+
+def _account(row: Row, values: F32, stored: F32, n_bytes: int, tensor: str) -> None:
+    difference = np.abs(stored - values)
+    error = float(difference.max())
+    if not np.isfinite(error):
+        raise CheckpointError(f"tensor {tensor!r} has weights too large for {row.format}; try --format f32")
+    row.weights += values.size
+    row.n_bytes += n_bytes
+    row.squares += float(np.square(values, dtype=np.float64).sum())
+    row.squared_error += float(np.square(difference, dtype=np.float64).sum())
+    row.max_error = max(row.max_error, error)

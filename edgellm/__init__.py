@@ -1,0 +1,36 @@
+"""A runtime for language models on laptops and single-board computers.
+
+import edgellm
+with edgellm.load("smollm2") as model:
+    print(model.generate("The capital of France is", max_tokens=8).text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgellm.api import Completion, Model, Piece, Stream, Timings, load
+    from edgellm.chat import Chat
+    from edgellm.errors import EdgeError
+    from edgellm.sampling import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["Chat", "Completion", "EdgeError", "Model", "Piece", "SamplingParams", "Stream", "Timings", "load"]
+
+_HOMES = {"Chat": "chat", "EdgeError": "errors", "SamplingParams": "sampling"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import edgellm` costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"edgellm.{_HOMES.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,351 @@
+"""The Python API: `load` a model, then generate, stream, chat, or take its logits."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgellm import backends, store
+from edgellm.arrays import F32
+from edgellm.backends import Backend
+from edgellm.errors import ArgumentError, EdgeError
+from edgellm.generate import Slot, generate
+from edgellm.loading import open_model
+from edgellm.sampling import SamplingParams, make_sampler
+from edgellm.step import Step
+from edgellm.text_stream import StopStrings, TextStream
+from edgellm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.chat import Chat
+
+DEFAULT_MODEL = "smollm2"
+MAX_DEFAULT_CONTEXT = 8192
+"""A context that nobody asked for is not larger: its cache would be the largest thing in memory."""
+BACKENDS = ("cpu", "reference")
+"""Best first; the first that this version has is the default."""
+
+
+@dataclass
+class Timings:
+    """Where the time of one answer went, in tokens and seconds."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those that the cache held already."""
+    prompt_seconds: float = 0.0
+    generated_tokens: int = 0
+    generate_seconds: float = 0.0
+
+    @property
+    def prompt_per_second(self) -> float:
+        return (self.prompt_tokens - self.cached_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generated_per_second(self) -> float:
+        """The first token comes out of the prompt's evaluation, so it does not count."""
+        return max(0, self.generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
+
+
+@dataclass
+class Completion:
+    """What a model answered."""
+
+    text: str
+    ids: list[int]
+    """Tokens generated, without the one that ended the answer; with a stop string, `text` is shorter than they are."""
+    finish_reason: str
+    """"stop": the model ended, or a stop string came; "length": max_tokens or the context is used up; "cancelled"."""
+    prompt_ids: list[int]
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text of an answer; the text may be empty while a character or a stop string is incomplete."""
+
+    text: str
+    id: int | None
+    """The token it came with; None for what is left at the end."""
+
+
+class Stream(Iterator[Piece]):
+    """An answer while it is generated. Iterate for the pieces; `completion` has all that came so far.
+
+    Closing it early (`close`, or leaving a with-statement) stops the answer and keeps what was said.
+    """
+
+    def __init__(self, pieces: Iterator[Piece], completion: Completion) -> None:
+        self._pieces, self.completion = pieces, completion
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    backend: str | None = None,
+    context_length: int | None = None,
+    n_threads: int | None = None,
+) -> Model:
+    """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
+
+    `context_length` is the most tokens of a prompt with its answer; by default the model's, at most 8192. `n_threads`
+    is by default all there are. Raises an EdgeError that says what is wrong and what to do.
+    """
+    return Model(store.resolve(os.fspath(model)), backend=backend, context_length=context_length, n_threads=n_threads)
+
+
+class Model:
+    """A model ready to run. Close it, or use it in a with-statement, to unmap its file.
+
+    Any number of threads may use it: their steps run one after the other.
+    """
+
+    def __init__(
+        self, path: Path, *, backend: str | None = None, context_length: int | None = None, n_threads: int | None = None
+    ) -> None:
+        if n_threads is not None and n_threads < 1:
+            raise ArgumentError(f"n_threads is {n_threads}; expected 1 or more")
+        name = backend or next(b for b in BACKENDS if b in backends.names())
+        backend_class = backends.get(name)
+        loaded = open_model(path)
+        self._file, self.config = loaded.file, loaded.config
+        try:
+            if not store.verified(path):
+                self._file.verify()
+                store.mark_verified(path)
+            self.context_length = _context_length(context_length, self.config.context_length)
+            info = self._file.info
+            self.tokenizer = Tokenizer(self._file.tokenizer_json, info.bos_id, info.eos_ids)
+        except BaseException:
+            self._file.close()
+            raise
+        self.info, self.path, self.backend_name = info, path, name
+        self._backend: Backend = _Locked(
+            backend_class(loaded.architecture, self.config, self._file.tensors, self.context_length, n_threads)
+        )
+        self._idle: list[Slot] = []
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        **sampling: Any,
+    ) -> Completion:
+        """Continue a text. Takes what `stream` takes; returns when the answer is complete."""
+        stream = self.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
+        for _ in stream:
+            pass
+        return stream.completion
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        **sampling: Any,
+    ) -> Stream:
+        """Continue a text, piece by piece. `sampling` are the fields of SamplingParams: temperature, top_k...
+
+        Special tokens written in the prompt count as such. Without `max_tokens` the answer goes on until the model
+        ends it or the context is full. Raises ContextOverflowError before the first piece when they do not fit.
+        """
+        return self.stream_ids(
+            self.tokenize(prompt), max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling
+        )
+
+    def stream_ids(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        slot: Slot | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """As `stream`, from token ids; with `slot` in that slot's cache, without in any that is idle."""
+        params, stops = _params(sampling), StopStrings([stop] if isinstance(stop, str) else list(stop))
+        completion = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
+        ends = () if ignore_eos else self.info.eos_ids
+        request = _Request(completion, params, stops, max_tokens, ends)
+        return Stream(self._answer(request, slot), completion)
+
+    def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
+        used = slot or self._borrow(request.completion.prompt_ids)
+        try:
+            yield from request.pieces(used, self.tokenizer)
+        finally:
+            if slot is None:
+                self._give_back(used)
+
+    def _borrow(self, ids: Sequence[int]) -> Slot:
+        """The idle slot that holds most of these tokens already, or a new one."""
+        if not self._idle:
+            return self.open_slot()
+        best = max(self._idle, key=lambda slot: slot.common(ids))
+        self._idle.remove(best)
+        return best
+
+    def _give_back(self, slot: Slot) -> None:
+        self._idle.append(slot)
+        for unused in self._idle[:-1]:
+            unused.close()
+        del self._idle[:-1]
+
+    def open_slot(self) -> Slot:
+        """A slot of one's own, for a conversation that keeps its cache."""
+        return Slot(self._backend, self.context_length)
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation; raises ChatTemplateError if the model has no chat template."""
+        from edgellm.chat import Chat
+
+        return Chat(self, system)
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        """(n, vocab_size) float32: after each of the n tokens, the logits of the next."""
+        self._check_ids(ids)
+        slot = self.open_slot()
+        try:
+            return slot.extend(list(ids), wanted=range(len(ids)))
+        finally:
+            slot.close()
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Text -> ids. `add_special` puts the model's BOS or EOS, `parse_special` reads special tokens in the text."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Ids -> text, special tokens left out."""
+        return self.tokenizer.decode(ids)
+
+    def close(self) -> None:
+        self._idle.clear()
+        self._backend.close()
+        self._file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not len(ids) or not all(0 <= id < self.config.vocab_size for id in ids):
+            raise ArgumentError(
+                f"{len(ids)} token ids given; expected at least one, each from 0 to {self.config.vocab_size - 1}"
+            )
+
+
+@dataclass
+class _Request:
+    """One answer in the making."""
+
+    completion: Completion
+    params: SamplingParams
+    stops: StopStrings
+    max_tokens: int | None
+    ends: Sequence[int]
+    started: float = field(default_factory=time.perf_counter)
+
+    def pieces(self, slot: Slot, tokenizer: Tokenizer) -> Iterator[Piece]:
+        done, text = self.completion, TextStream(tokenizer, self.completion.prompt_ids)
+        self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
+        for id in generate(slot, done.prompt_ids, make_sampler(self.params), self.max_tokens):
+            self._clock()
+            if id in self.ends:
+                done.finish_reason = "stop"
+                break
+            done.ids.append(id)
+            shown, stopped = self.stops.push(text.push(id))
+            done.text += shown
+            yield Piece(shown, id)
+            if stopped:
+                done.finish_reason = "stop"
+                return
+        else:
+            done.finish_reason = "length"
+        rest, _ = self.stops.push(text.flush())
+        rest += self.stops.flush()
+        done.text += rest
+        yield Piece(rest, None)
+
+    def _clock(self) -> None:
+        timings, now = self.completion.timings, time.perf_counter()
+        if not timings.generated_tokens:
+            timings.prompt_seconds, self.started = now - self.started, now
+        timings.generated_tokens += 1
+        timings.generate_seconds = now - self.started
+
+
+class _Locked:
+    """A backend that several threads may call: one call at a time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self._lock = backend, threading.RLock()
+        self.MAX_ROWS = backend.MAX_ROWS
+
+    def run(self, step: Step) -> F32:
+        with self._lock:
+            return self._backend.run(step)
+
+    def open_slot(self) -> int:
+        with self._lock:
+            return self._backend.open_slot()
+
+    def close_slot(self, slot: int) -> None:
+        with self._lock:
+            self._backend.close_slot(slot)
+
+    def trim(self, slot: int, length: int) -> int:
+        with self._lock:
+            return self._backend.trim(slot, length)
+
+    def close(self) -> None:
+        with self._lock:
+            self._backend.close()
+
+
+def _context_length(asked: int | None, model: int) -> int:
+    if asked is None:
+        return min(model, MAX_DEFAULT_CONTEXT)
+    if not 1 <= asked <= model:
+        raise ArgumentError(f"a context of {asked} tokens was asked for; this model allows 1 to {model}")
+    return asked
+
+
+def _params(sampling: dict[str, Any]) -> SamplingParams:
+    try:
+        return SamplingParams(**sampling)
+    except TypeError as error:
+        if isinstance(error, EdgeError):
+            raise
+        known = ", ".join(SamplingParams.__dataclass_fields__)
+        raise TypeError(f"unknown or mistyped sampling option in {sampling}; known: {known}") from error

@@ -1,0 +1,55 @@
+"""Backends: what runs a model's steps. One a file, found by its name; each has a class `Backend`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Protocol, cast
+
+from edgellm.architectures import Architecture
+from edgellm.arrays import F32
+from edgellm.errors import BackendError
+from edgellm.step import Step
+from edgellm.tensor import Tensor
+
+
+class Backend(Protocol):
+    """A loaded model with a key/value cache for each open slot. Not for two threads at once."""
+
+    MAX_ROWS: int
+    """Most rows of one step."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: Any,
+        tensors: dict[str, Tensor],
+        context_length: int,
+        n_threads: int | None,
+    ) -> None: ...
+
+    def open_slot(self) -> int:
+        """A new, empty slot for up to context_length tokens."""
+
+    def close_slot(self, slot: int) -> None: ...
+
+    def trim(self, slot: int, length: int) -> int:
+        """Forget a slot's tokens from `length` on; return how many are left: `length`, or 0 if a sliding window has
+        already dropped what the next token would need."""
+
+    def run(self, step: Step) -> F32:
+        """Evaluate the rows, append them to the caches: -> (wanted rows, vocab_size) logits."""
+
+    def close(self) -> None:
+        """Let go of the tensors."""
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def get(name: str) -> type[Backend]:
+    """The backend class of that name; raises BackendError with the ones there are."""
+    if name not in names():
+        raise BackendError(f"backend {name!r} is not in this version; use one of: {', '.join(names())}")
+    return cast("type[Backend]", import_module(f"{__name__}.{name}").Backend)

@@ -1,0 +1,70 @@
+"""Keys and values of the tokens a slot holds, for the NumPy backend: float32, one ring a layer."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgellm.architectures import LayerCache
+from edgellm.arrays import F32, I32, Array
+
+
+class Ring:
+    """One layer's keys and values, by position modulo the capacity: a window costs little more than its size."""
+
+    def __init__(self, layer: LayerCache, context_length: int, max_rows: int) -> None:
+        self.window = layer.window or context_length
+        self.capacity = min(context_length, self.window + max_rows)
+        self.k, self.v = (untouched((self.capacity, layer.n_kv_heads, layer.head_dim)) for _ in "kv")
+
+    def append(self, positions: I32, k: F32, v: F32) -> None:
+        """k, v: (rows, n_kv_heads * head_dim)."""
+        at = positions % self.capacity
+        self.k[at], self.v[at] = k.reshape(-1, *self.k.shape[1:]), v.reshape(-1, *self.v.shape[1:])
+
+    def span(self, first: int, last: int) -> tuple[Array, F32, F32]:
+        """What queries at first..last may see: key positions, keys and values (keys, n_kv_heads, head_dim)."""
+        positions = np.arange(max(0, first - self.window + 1), last + 1)
+        if self.capacity > last:
+            at: slice | Array = slice(int(positions[0]), last + 1)
+        else:
+            at = positions % self.capacity
+        return positions, self.k[at], self.v[at]
+
+
+def untouched(shape: tuple[int, ...]) -> F32:
+    """Zeros whose memory is only taken when it is written, so that a long context costs what is used of it.
+
+    np.zeros promises that no more than calloc does, which clears memory that it has lying around.
+    """
+    return np.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), np.float32).reshape(shape)
+
+
+class SlotCache:
+    """The cache of one slot: a ring for each attention layer, and how many tokens they hold."""
+
+    def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int) -> None:
+        self.rings = [Ring(layer, context_length, max_rows) for layer in layers]
+        self.length = 0
+        self._written = 0
+
+    def reserve(self, rows: int) -> None:
+        """Say that positions length..length + rows are about to be written, even if the step then fails."""
+        self._written = max(self._written, self.length + rows)
+
+    def advance(self, rows: int) -> None:
+        self.length += rows
+
+    def trim(self, length: int) -> int:
+        """Keep the first `length` tokens, or none if a window has lost what the token after them would see."""
+        lost = any(
+            self._written > ring.capacity and self._written - length > ring.capacity - ring.window
+            for ring in self.rings
+        )
+        self.length = 0 if lost else length
+        if self.length == 0:
+            self._written = 0
+        return self.length

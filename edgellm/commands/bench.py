@@ -1,0 +1,52 @@
+"""edgellm bench"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from edgellm.options import backend_option, json_option, load_model, threads_option
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-p", "n_prompt", type=click.IntRange(0), default=512, show_default=True, metavar="N", help="Prompt tokens."
+)
+@click.option(
+    "-n", "n_generate", type=click.IntRange(0), default=128, show_default=True, metavar="N", help="Tokens to generate."
+)
+@click.option("-r", "repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Counted runs.")
+@click.option(
+    "--depth",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Tokens in the cache before each run.",
+)
+@threads_option
+@backend_option
+@json_option
+def command(
+    model: str, n_prompt: int, n_generate: int, repeats: int, depth: int, as_json: bool, **options: Any
+) -> None:
+    """Measure MODEL as llama-bench does: random tokens, no sampling, after one run that does not count."""
+    from edgellm.bench import bench
+
+    with load_model(model, {**options, "ctx": max(n_prompt, n_generate, 1) + depth}) as loaded:
+        results = bench(loaded, n_prompt, n_generate, depth, repeats)
+        facts = {
+            "model": loaded.info.name,
+            "backend": loaded.backend_name,
+            "threads": options["threads"],
+            "depth": depth,
+        }
+    if as_json:
+        click.echo(json.dumps({**facts, "tests": results}))
+        return
+    click.echo(f"{facts['model']}, {facts['backend']}, depth {depth}: tokens/s over {repeats} runs")
+    for test in results:
+        click.echo(f"{test['test']:<8}{test['median']:>10.2f}  [{test['min']:.2f}-{test['max']:.2f}]")

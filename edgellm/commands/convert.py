@@ -1,0 +1,70 @@
+"""edgellm convert"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgellm.options import size_text
+
+if TYPE_CHECKING:
+    from edgellm.converters import Report
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--format",
+    metavar="q4|q4m|q8|f16|f32|keep",
+    help="Weight format; default keep for quantized sources, q4m for others.",
+)
+@click.option("--name", metavar="TEXT", help="The model's name; default what the source says.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="A llama2.c tokenizer file, if it is not beside SOURCE."
+)
+def command(source: Path, target: Path, format: str | None, name: str | None, tokenizer: Path | None) -> None:
+    """Convert trained weights to TARGET, a .edge file.
+
+    SOURCE is a GGUF file (any shard of a split one), a Hugging Face folder or a llama2.c .bin file.
+    """
+    from edgellm.converters import convert
+
+    if target.suffix != ".edge":
+        raise click.BadParameter(f"{target} must end in .edge", param_hint="TARGET")
+    if not target.absolute().parent.is_dir():
+        raise click.BadParameter(f"the folder {target.parent} does not exist; make it first", param_hint="TARGET")
+    print_report(convert(source, target, format=format, name=name, tokenizer=tokenizer))
+
+
+def print_report(report: Report) -> None:
+    """A row for each format used, and the sum."""
+    line = "{:<8}{:>9}{:>12}{:>14}{:>12}{:>16}{:>12}".format
+    click.echo(line("format", "tensors", "weights", "bits/weight", "size", "relative error", "max error"))
+    for row in sorted(report.rows.values(), key=lambda row: -row.n_bytes):
+        click.echo(
+            line(
+                row.format,
+                row.tensors,
+                f"{row.weights / 1e6:.2f} M",
+                f"{row.bits_per_weight:.2f}",
+                size_text(row.n_bytes),
+                f"{row.relative_rms:.2e}",
+                f"{row.max_error:.2e}",
+            )
+        )
+    total = report.total
+    click.echo(
+        line(
+            "total",
+            total.tensors,
+            f"{total.weights / 1e6:.2f} M",
+            f"{total.bits_per_weight:.2f}",
+            size_text(report.n_bytes),
+            f"{total.relative_rms:.2e}",
+            f"{total.max_error:.2e}",
+        )
+    )
+    click.echo(f"{report.target}: {report.architecture}, {report.recipe}, {report.seconds:.1f} s")

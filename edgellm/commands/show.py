@@ -1,0 +1,64 @@
+"""edgellm show"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from edgellm.options import json_option, size_text
+
+
+@click.command()
+@click.argument("model")
+@click.option("--tensors", "with_tensors", is_flag=True, help="List the tensors too.")
+@json_option
+def command(model: str, with_tensors: bool, as_json: bool) -> None:
+    """Show what MODEL is: architecture, sizes, formats, licence."""
+    from edgellm import store
+    from edgellm.loading import open_model
+
+    file = open_model(store.resolve(model)).file
+    tensors = [
+        {"name": t.name, "shape": list(t.shape), "format": t.format, "bytes": t.data.nbytes}
+        for t in file.tensors.values()
+    ]
+    facts: dict[str, Any] = {
+        **asdict(file.info),
+        "path": str(file.path),
+        "bytes": file.n_bytes,
+        "weights": sum(_weights(tensor) for tensor in tensors),
+        "fingerprint": file.fingerprint,
+    }
+    file.close()
+    if as_json:
+        click.echo(json.dumps({**facts, "tensors": tensors} if with_tensors else facts, ensure_ascii=False))
+        return
+    _print(facts, tensors, with_tensors)
+
+
+def _print(facts: dict[str, Any], tensors: list[dict[str, Any]], with_tensors: bool) -> None:
+    config, template = facts.pop("config"), facts.pop("chat_template")
+    bits = 8 * sum(tensor["bytes"] for tensor in tensors) / facts["weights"]
+    facts |= {
+        "bytes": size_text(facts["bytes"]),
+        "weights": f"{facts['weights'] / 1e6:.1f} M, {bits:.2f} bits each",
+        "chat_template": f"{len(template)} characters" if template else "none",
+        **config,
+    }
+    for key, value in facts.items():
+        click.echo(f"{key:<16}{value}")
+    if with_tensors:
+        click.echo()
+        for tensor in tensors:
+            shape = " x ".join(map(str, tensor["shape"]))
+            click.echo(f"{tensor['name']:<24}{shape:>16}  {tensor['format']:<4}{size_text(tensor['bytes']):>10}")
+
+
+def _weights(tensor: dict[str, Any]) -> int:
+    count = 1
+    for size in tensor["shape"]:
+        count *= size
+    return count

@@ -1,0 +1,5 @@
+# For type checkers in a checkout: the build maps the folder converters/ to this name.
+from converters import FORMATS as FORMATS
+from converters import Report as Report
+from converters import convert as convert
+from converters import read as read
