@@ -15,7 +15,7 @@ CASES = {
     "edgellm --help": ["-m", "edgellm", "--help"],
     "first token, stories260k": ["-c", FIRST_TOKEN.format("stories260k")],
 }
-MEMORY = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+MEMORY = "\nprint(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 
 
 def seconds(arguments: list[str]) -> float:

@@ -15,7 +15,7 @@ from edgellm import backends, store
 from edgellm.arrays import F32
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, EdgeError
-from edgellm.generate import Slot, generate
+from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model
 from edgellm.sampling import SamplingParams, make_sampler
 from edgellm.step import Step
@@ -41,6 +41,7 @@ class Timings:
     """Of the prompt's tokens, those that the cache held already."""
     prompt_seconds: float = 0.0
     generated_tokens: int = 0
+    """The one that ended the answer included."""
     generate_seconds: float = 0.0
 
     @property
@@ -143,7 +144,8 @@ class Model:
         self._backend: Backend = _Locked(
             backend_class(loaded.architecture, self.config, self._file.tensors, self.context_length, n_threads)
         )
-        self._idle: list[Slot] = []
+        self._idle: Slot | None = None
+        self._lock, self._closed = threading.Lock(), False
 
     def generate(
         self,
@@ -188,7 +190,9 @@ class Model:
         slot: Slot | None = None,
         **sampling: Any,
     ) -> Stream:
-        """As `stream`, from token ids; with `slot` in that slot's cache, without in any that is idle."""
+        """As `stream`, from at least one token id; with `slot` in that slot's cache, without in one that is idle."""
+        self._check_ids(prompt_ids)
+        check_room(len(prompt_ids), max_tokens or 0, self.context_length)
         params, stops = _params(sampling), StopStrings([stop] if isinstance(stop, str) else list(stop))
         completion = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
         ends = () if ignore_eos else self.info.eos_ids
@@ -196,29 +200,29 @@ class Model:
         return Stream(self._answer(request, slot), completion)
 
     def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
-        used = slot or self._borrow(request.completion.prompt_ids)
+        used = slot or self._borrow()
         try:
             yield from request.pieces(used, self.tokenizer)
         finally:
             if slot is None:
                 self._give_back(used)
 
-    def _borrow(self, ids: Sequence[int]) -> Slot:
-        """The idle slot that holds most of these tokens already, or a new one."""
-        if not self._idle:
-            return self.open_slot()
-        best = max(self._idle, key=lambda slot: slot.common(ids))
-        self._idle.remove(best)
-        return best
+    def _borrow(self) -> Slot:
+        """The idle slot, which holds the last answer's tokens, or a new one."""
+        with self._lock:
+            idle, self._idle = self._idle, None
+        return idle or self.open_slot()
 
     def _give_back(self, slot: Slot) -> None:
-        self._idle.append(slot)
-        for unused in self._idle[:-1]:
+        with self._lock:
+            unused, self._idle = self._idle, slot
+        if unused:
             unused.close()
-        del self._idle[:-1]
 
     def open_slot(self) -> Slot:
-        """A slot of one's own, for a conversation that keeps its cache."""
+        """A slot of one's own, for a conversation that keeps its cache; raises EdgeError after `close`."""
+        if self._closed:
+            raise EdgeError(f"the model {self.info.name} is closed; load it again")
         return Slot(self._backend, self.context_length)
 
     def chat(self, system: str | None = None) -> Chat:
@@ -245,7 +249,7 @@ class Model:
         return self.tokenizer.decode(ids)
 
     def close(self) -> None:
-        self._idle.clear()
+        self._closed, self._idle = True, None
         self._backend.close()
         self._file.close()
 
@@ -258,10 +262,10 @@ class Model:
         self.close()
 
     def _check_ids(self, ids: Sequence[int]) -> None:
-        if not len(ids) or not all(0 <= id < self.config.vocab_size for id in ids):
-            raise ArgumentError(
-                f"{len(ids)} token ids given; expected at least one, each from 0 to {self.config.vocab_size - 1}"
-            )
+        if not len(ids):
+            raise ArgumentError("there are no tokens to begin with, and this model adds none; give some text")
+        if not all(0 <= id < self.config.vocab_size for id in ids):
+            raise ArgumentError(f"token ids from {min(ids)} to {max(ids)}; expected 0 to {self.config.vocab_size - 1}")
 
 
 @dataclass

@@ -52,7 +52,7 @@ class Slot:
 
     def _run(self, chunk: Sequence[int], wanted: range) -> F32:
         held = len(self.ids)
-        self.check_room(held + len(chunk))
+        check_room(held + len(chunk), 0, self.context_length)
         try:
             logits = self._backend.run(Step.chunk(self._slot, held, chunk, wanted))
         except BaseException:
@@ -61,29 +61,29 @@ class Slot:
         self.ids.extend(chunk)
         return logits
 
-    def check_room(self, length: int, what: str = "the text") -> None:
-        """Raise ContextOverflowError unless `length` tokens fit."""
-        if length > self.context_length:
-            raise ContextOverflowError(
-                f"{what} needs {length} tokens, but the context holds {self.context_length}; "
-                f"shorten it or load the model with a larger context"
-            )
-
     def close(self) -> None:
         self._backend.close_slot(self._slot)
+
+
+def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
+    """Raise ContextOverflowError unless a prompt and the tokens asked for fit, ArgumentError for numbers below 0."""
+    if max_tokens < 0:
+        raise ArgumentError(f"max_tokens is {max_tokens}; expected 0 or more")
+    if n_prompt + max_tokens > context_length:
+        more = f" and {max_tokens} more" if max_tokens else ""
+        raise ContextOverflowError(
+            f"{n_prompt} tokens{more} do not fit: the context holds {context_length}; shorten the text, ask for fewer "
+            f"tokens, or load the model with a larger context"
+        )
 
 
 def generate(slot: Slot, prompt: Sequence[int], sampler: Sampler, max_tokens: int | None) -> Iterator[int]:
     """The tokens that follow `prompt`, until `max_tokens` or the context is full; the caller stops earlier if it wants.
 
-    The prefix that the slot's cache shares with `prompt` is not evaluated again. Raises ContextOverflowError before
-    anything is evaluated when prompt and max_tokens do not fit, ArgumentError for an empty prompt.
+    `prompt` has at least one token; the prefix that the slot's cache shares with it is not evaluated again. Raises
+    ContextOverflowError, before anything is evaluated, when prompt and max_tokens do not fit.
     """
-    if not prompt:
-        raise ArgumentError("the prompt has no tokens, and this model has no BOS token to begin with; give some text")
-    if max_tokens is not None and max_tokens < 0:
-        raise ArgumentError(f"max_tokens is {max_tokens}; expected 0 or more")
-    slot.check_room(len(prompt) + (max_tokens or 0), f"a prompt of {len(prompt)} tokens with {max_tokens or 0} more")
+    check_room(len(prompt), max_tokens or 0, slot.context_length)
     logits = slot.extend(prompt[slot.reuse(prompt) :])
     room = slot.context_length - len(prompt)
     for left in range(room if max_tokens is None else max_tokens, 0, -1):

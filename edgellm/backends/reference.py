@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from edgellm import quant
 from edgellm.architectures import Architecture
@@ -33,6 +34,7 @@ class Backend:
     ) -> None:
         self._architecture, self._config, self._weights = architecture, config, Weights(tensors)
         self._context_length, self._n_threads = context_length, n_threads
+        self._blas = ThreadpoolController()
         self._layers = architecture.caches(config)
         self._slots: dict[int, SlotCache] = {}
         self._dense: dict[str, F32] = {}
@@ -54,7 +56,7 @@ class Backend:
             assert np.array_equal(step.positions[rows], np.arange(held, held + len(rows)))
             assert held + len(rows) <= self._context_length
             self._slots[slot].reserve(len(rows))
-        with _blas_threads(self._n_threads):
+        with self._blas.limit(limits=self._n_threads, user_api="blas"):
             logits = self._architecture.forward(self._config, self._weights, _Ops(step, self._slots, self._dense))
         for slot, rows in step.by_slot():
             self._slots[slot].advance(len(rows))
@@ -62,12 +64,6 @@ class Backend:
 
     def close(self) -> None:
         self._slots, self._dense, self._weights = {}, {}, Weights({})
-
-
-def _blas_threads(n_threads: int | None) -> Any:
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=n_threads, user_api="blas")
 
 
 class _Ops:

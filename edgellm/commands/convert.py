@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     help="Weight format; default keep for quantized sources, q4m for others.",
 )
 @click.option("--name", metavar="TEXT", help="The model's name; default what the source says.")
+@click.option("--license", metavar="TEXT", help="The licence of the weights; default what the source says.")
+@click.option("--origin", metavar="TEXT", help="Where the weights come from; default what the source says.")
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="A llama2.c tokenizer file, if it is not beside SOURCE."
 )
-def command(source: Path, target: Path, format: str | None, name: str | None, tokenizer: Path | None) -> None:
+def command(source: Path, target: Path, **options: Any) -> None:
     """Convert trained weights to TARGET, a .edge file.
 
     SOURCE is a GGUF file (any shard of a split one), a Hugging Face folder or a llama2.c .bin file.
@@ -36,7 +38,7 @@ def command(source: Path, target: Path, format: str | None, name: str | None, to
         raise click.BadParameter(f"{target} must end in .edge", param_hint="TARGET")
     if not target.absolute().parent.is_dir():
         raise click.BadParameter(f"the folder {target.parent} does not exist; make it first", param_hint="TARGET")
-    print_report(convert(source, target, format=format, name=name, tokenizer=tokenizer))
+    print_report(convert(source, target, **options))
 
 
 def print_report(report: Report) -> None:
