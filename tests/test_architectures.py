@@ -12,8 +12,10 @@ from edgellm.config import expand, from_json
 from edgellm.converters.checkpoint import parts
 from edgellm.errors import CheckpointError, UnsupportedError
 from edgellm.generate import Slot
+from edgellm.ops import Ops
 from edgellm.rope import frequencies
 from edgellm.step import Step
+from edgellm.tensor import Tensor, Weights
 
 NAMES = architectures.names()
 IDS = [int(id) for id in np.random.default_rng(1).integers(0, 97, 40)]
@@ -184,3 +186,32 @@ def test_rope_rotates_pairs_half_a_head_apart():
     for head in (np.arange(4), np.arange(4, 8)):
         first, second = head[:2], head[2:]
         close(turned[0, head], np.concatenate([first * cos - second * sin, second * cos + first * sin]))
+
+
+class Recorder:
+    """Ops that only write down what was asked for; what they pass on can do nothing."""
+
+    def __init__(self):
+        self.plan = []
+
+    def __getattr__(self, op):
+        def record(*inputs, **options):
+            self.plan.append((op, inputs, options))
+            return object()
+
+        return record
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_can_be_recorded(name):
+    """The model asks for its ops without looking at a value: the plan is the same whatever the step holds."""
+    architecture = architectures.get(name)
+    config, ops = architecture.Config.tiny(), Recorder()
+    made = tiny.tensors(architecture, config)
+    architecture.forward(config, Weights(made), ops)
+    names = [op for op, *_ in ops.plan]
+    assert (names[0], names[-1]) == ("embed", "logits")
+    assert names.count("attention") == len(architecture.caches(config)) == config.n_layers
+    used = {x.name for _, inputs, _ in ops.plan for x in inputs if isinstance(x, Tensor)}
+    assert used == set(made)
+    assert set(names) <= {op for op in vars(Ops) if not op.startswith("_")}

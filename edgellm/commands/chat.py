@@ -56,17 +56,15 @@ def _converse(chat: Chat, name: str, options: dict[str, Any]) -> None:
     while True:
         try:
             text = input(">>> ").strip()
-        except (EOFError, KeyboardInterrupt):
+            if text == "/bye":
+                return
+            if text:
+                _answer(chat, text, options)
+        except EOFError:
             click.echo()
             return
-        if text == "/bye":
-            return
-        if not text:
-            continue
-        try:
-            _answer(chat, text, options)
         except KeyboardInterrupt:
-            click.echo()
+            click.echo("\n(stopped; Ctrl-D or /bye leaves)", err=True)
         except ContextOverflowError as error:
             click.echo(f"Error: {error}", err=True)
 

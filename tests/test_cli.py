@@ -1,0 +1,323 @@
+"""The command line as a person or a script meets it: each in a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import BUNDLED, shared
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = ["bench", "chat", "convert", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize"]
+
+
+def edgellm(*arguments, stdin="", home=None, code=0):
+    """Run a command; returns it with its stdout and stderr, and checks that no traceback shows."""
+    environment = {**os.environ, **({"EDGELLM_HOME": str(home)} if home else {})}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "edgellm", *map(str, arguments)],
+        input=stdin.encode() if isinstance(stdin, str) else stdin, capture_output=True, env=environment, timeout=300,
+        check=False,
+    )  # fmt: skip
+    run.stdout, run.stderr = run.stdout.decode(), run.stderr.decode()
+    assert "Traceback" not in run.stderr
+    assert run.returncode == code, run.stderr
+    return run
+
+
+def test_help_lists_every_command():
+    text = edgellm("--help").stdout
+    assert re.findall(r"^  (\w+)  +[A-Z]", text, re.MULTILINE) == COMMANDS
+    for command in COMMANDS:
+        shown = edgellm(command, "--help").stdout
+        assert "--debug" in shown
+        assert f"edgellm {command}" in shown
+
+
+def test_version():
+    assert re.fullmatch(r"edgellm, version \d+\.\d+\.\d+\n", edgellm("--version").stdout)
+
+
+def test_generate():
+    run = edgellm("generate", "Once upon a time", "-m", "stories260k", "--temp", 0, "-n", 8, "--stats")
+    assert run.stdout == ", there was a little girl\n"
+    assert re.search(r"\[ prompt: 5 tokens \(0 cached\), .* answer: 8 tokens", run.stderr)
+
+
+def test_generate_json():
+    options = ["--temp", 0, "-n", 8, "--stop", " girl", "--stop", "zzz", "--ctx", 64, "-t", 1, "--backend", "reference"]
+    run = edgellm("generate", "Once upon a time", "-m", BUNDLED, "--json", *options)
+    done = json.loads(run.stdout)
+    assert set(done) == {"text", "ids", "prompt_ids", "finish_reason", "timings"}
+    assert (done["text"], done["finish_reason"]) == (", there was a little", "stop")
+    assert done["prompt_ids"][0] == 1
+
+
+def test_sampling_options_reach_the_sampler():
+    def said(*options):
+        return edgellm("generate", "Once", "-m", "stories260k", "-n", 12, *options).stdout
+
+    greedy = said("--temp", 0)
+    assert said("--top-k", 1, "--temp", 2) == greedy
+    assert said("--min-p", 1, "--top-k", 0, "--top-p", 1, "--temp", 2) == greedy
+    assert said("--top-p", 0, "--temp", 2) == greedy
+    assert said("--temp", 2, "--seed", 1) == said("--temp", 2, "--seed", 1) != said("--temp", 2, "--seed", 2)
+    assert said("--temp", 0, "--repeat-penalty", 3) != greedy
+
+
+def test_tokenize():
+    ids = ["tokenize", "-m", "stories260k", "--ids"]
+    assert json.loads(edgellm(*ids, "Once upon a time").stdout) == [1, 403, 407, 261, 378]
+    assert json.loads(edgellm(*ids, "--no-special", "Once upon a time").stdout) == [403, 407, 261, 378]
+    assert json.loads(edgellm(*ids, "--no-special", "</s>").stdout) == [2]
+    assert 2 not in json.loads(edgellm(*ids, "--no-special", "--no-parse-special", "</s>").stdout)
+    assert edgellm("tokenize", "-m", "stories260k", "Once").stdout == "      1  '<s>'\n    403  '\u2581Once'\n"
+
+
+def test_tokenize_a_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"Once\r\nupon")
+    found = json.loads(edgellm("tokenize", "-m", "stories260k", "--ids", "--file", path).stdout)
+    assert found == json.loads(edgellm("tokenize", "-m", "stories260k", "--ids", "Once\r\nupon").stdout)
+    path.write_bytes(b"a\xff")
+    assert "is not UTF-8: byte 0xff at 1" in edgellm("tokenize", "--file", path, code=2).stderr
+    assert "either TEXT or --file" in edgellm("tokenize", code=2).stderr
+
+
+def test_show():
+    text = edgellm("show", "stories260k", "--tensors").stdout
+    assert re.search(r"^license +MIT$", text, re.MULTILINE)
+    assert re.search(r"^layers\.0\.q +64 x 64 +q8 +", text, re.MULTILINE)
+    facts = json.loads(edgellm("show", BUNDLED, "--json", "--tensors").stdout)
+    assert facts["config"]["n_layers"] == 5
+    assert facts["bytes"] == BUNDLED.stat().st_size
+    assert len(facts["tensors"]) == 5 * 8 + 2
+
+
+def test_perplexity(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time, there was a little girl named Lily. She loved to play outside.\n" * 30)
+    run = edgellm("perplexity", "stories260k", text, "--ctx", 64, "--chunks", 3)
+    assert re.fullmatch(r"perplexity \d+\.\d{4} \+/- \d+\.\d{4} \(93 tokens in 3 chunks of 64\)\n", run.stdout)
+    result = json.loads(edgellm("perplexity", "stories260k", text, "--ctx", 64, "--chunks", 3, "--json").stdout)
+    assert result["chunks"] == 3
+    assert run.stdout.startswith(f"perplexity {result['value']:.4f}")
+    short = edgellm("perplexity", "stories260k", text, "--ctx", 512, "--chunks", 0, code=2)
+    assert "--chunks" in short.stderr
+    text.write_text("Once")
+    assert "has 2 tokens; at least 1024" in edgellm("perplexity", "stories260k", text, code=2).stderr
+
+
+def test_bench():
+    run = edgellm("bench", "stories260k", "-p", 16, "-n", 4, "-r", 3, "--depth", 8, "--json")
+    pp, tg = json.loads(run.stdout)["tests"]
+    assert (pp["test"], tg["test"], len(pp["runs"])) == ("pp16", "tg4", 3)
+    assert 0 < tg["min"] <= tg["median"] <= tg["max"]
+    assert re.search(r"^tg4 +\d+\.\d\d  \[", edgellm("bench", "stories260k", "-p", 0, "-n", 4).stdout, re.MULTILINE)
+
+
+def test_convert_pull_list_rm(tmp_path):
+    source, home = shared("data/stories260K"), tmp_path / "home"
+    run = edgellm("convert", source / "hf", tmp_path / "s.edge", "--format", "q8", "--name", "mine", home=home)
+    assert re.search(r"^q8 +31 ", run.stdout, re.MULTILINE)
+    assert re.search(r"^total +42 ", run.stdout, re.MULTILINE)
+    assert json.loads(edgellm("show", tmp_path / "s.edge", "--json").stdout)["name"] == "mine"
+    run = edgellm("pull", source / "gguf" / "stories260K-Q8_0.gguf", "--name", "tiny", home=home)
+    assert run.stdout.startswith("tiny: ")
+    assert re.search(r"^tiny +\d+\.\d KB", edgellm("list", home=home).stdout, re.MULTILINE)
+    assert edgellm("generate", "Once", "-m", "tiny", "-n", 4, "--temp", 0, home=home).stdout == " upon a time,\n"
+    assert edgellm("rm", "tiny", home=home).stdout == "Deleted tiny.\n"
+    assert "tiny" not in edgellm("list", home=home).stdout
+    edgellm("rm", "tiny", home=home, code=6)
+
+
+def test_a_gguf_is_converted_once(tmp_path):
+    path = shared("data/stories260K/gguf/stories260K-F32.gguf")
+    arguments = ["generate", "Once", "-m", path, "-n", 4, "--temp", 0]
+    first = edgellm(*arguments, home=tmp_path)
+    again = edgellm(*arguments, home=tmp_path)
+    assert first.stdout == again.stdout == " upon a time,\n"
+    assert "onvert" in first.stderr
+    assert again.stderr == ""
+
+
+ERRORS = {
+    "unknown command": (["chatt"], 2, "Commands: bench, chat"),
+    "unknown option": (["chat", "--tmp", 1], 2, "--tmp"),
+    "negative temperature": (["generate", "x", "--temp", -1], 2, "--temp"),
+    "top-p over 1": (["generate", "x", "--top-p", 1.5], 2, "--top-p"),
+    "no number": (["generate", "x", "-n", "many"], 2, "-n"),
+    "empty stop": (["generate", "x", "-m", "stories260k", "--stop", ""], 2, "stop string is empty"),
+    "empty prompt": (["chat", ""], 2, "prompt is empty"),
+    "unknown model": (["chat", "hi", "-m", "nothing"], 6, "there is no model 'nothing'"),
+    "missing file": (["generate", "x", "-m", "no/such.edge"], 6, "such.edge"),
+    "unknown backend": (["generate", "x", "-m", "stories260k", "--backend", "cuda"], 10, "'cuda'.*reference"),
+    "context too short": (["generate", "x", "-m", "stories260k", "--ctx", 8, "-n", 20], 8, "and 20 more .* holds 8"),
+    "context too long": (["generate", "x", "-m", "stories260k", "--ctx", 9999], 2, "1 to 512"),
+    "no chat template": (["chat", "hi", "-m", "stories260k"], 9, "chat template"),
+    "not a .edge file": (["show", str(ROOT / "README.md")], 6, r"README\.md is no model"),
+    "unsupported model": (["pull", "gemma3-270m"], 5, "'gemma3' is not supported"),
+    "wrong target": (["convert", str(BUNDLED), "x.gguf"], 2, r"must end in \.edge"),
+    "already converted": (["convert", str(BUNDLED), "x.edge"], 5, "not a checkpoint"),
+    "no folder": (["convert", str(BUNDLED), "no/x.edge"], 2, "does not exist"),
+    "remove bundled": (["rm", "stories260k"], 2, "comes with edgellm"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_a_sentence_and_a_code(case, tmp_path):
+    arguments, code, words = ERRORS[case]
+    run = edgellm(*arguments, home=tmp_path, code=code)
+    assert run.stdout == ""
+    assert re.search(words, run.stderr), run.stderr
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "bad.edge"
+    content = bytearray(BUNDLED.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    run = edgellm("generate", "x", "-m", path, home=tmp_path, code=3)
+    assert re.search(r"bad\.edge: tensor '.*' does not match its checksum", run.stderr)
+    path.write_bytes(content[:-1])
+    assert "cut short" in edgellm("generate", "x", "-m", path, home=tmp_path, code=3).stderr
+
+
+def test_debug_shows_the_traceback():
+    run = subprocess.run(
+        [sys.executable, "-m", "edgellm", "generate", "x", "-m", "nothing", "--debug"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "Traceback" in run.stderr
+    assert "ModelNotFoundError" in run.stderr
+
+
+def test_chat_answers_once(smollm2_path):
+    run = edgellm("chat", "What is the capital of France?", "--temp", 0, "-n", 20)
+    assert "Paris" in run.stdout
+    run = edgellm("chat", "What is the capital of this country?", "--temp", 0, "-n", 20, stdin="France is in Europe.\n")
+    assert "Paris" in run.stdout
+    assert "not UTF-8" in edgellm("chat", stdin=b"\xff", code=2).stderr
+
+
+def until(terminal, expected, seconds=60):
+    """Read a terminal until some text has come."""
+    import select
+
+    text, deadline = "", time.monotonic() + seconds
+    while expected not in text:
+        ready, _, _ = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"{expected!r} did not come after {text!r}"
+        text += os.read(terminal, 4096).decode(errors="replace")
+    return text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
+def test_conversation_in_a_terminal(smollm2_path):
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgellm", "chat", "--temp", "0", "--stats"], stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        until(ours, ">>> ")
+        os.write(ours, b"What is the capital of France? Answer in one word.\n")
+        assert "Paris" in until(ours, "answer: ")
+        until(ours, ">>> ")
+        os.write(ours, b"Write a long story about a dog and a cat.\n")
+        until(ours, "dog")
+        until(ours, " ")
+        os.write(ours, b"\x03")  # Ctrl-C stops the answer, or clears the line, and keeps the conversation
+        until(ours, "(stopped;")
+        until(ours, ">>> ")
+        os.write(ours, b"What is the capital of Italy? Answer in one word.\n")
+        assert "Rome" in until(ours, "answer: ")
+        until(ours, ">>> ")
+        os.write(ours, b"\x04")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupted_generation_exits_with_130():
+    command = [sys.executable, "-m", "edgellm", "generate", "Once", "-m", "stories260k", "--ignore-eos"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode in (130, 0)  # 0: it was done already
+    assert b"Traceback" not in error
+
+
+def test_a_closed_pipe_is_quiet():
+    command = f"{sys.executable} -m edgellm generate Once -m stories260k --ignore-eos | head -c 5"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
+def quick_start(language):
+    """The lines of README's quick start in a language."""
+    return re.search(rf"## Quick start.*?```{language}\n(.*?)```", README, re.DOTALL)[1]
+
+
+def test_quick_start_commands(smollm2_gguf, smollm2_path, tmp_path):
+    (tmp_path / "model.gguf").symlink_to(smollm2_gguf)
+    (tmp_path / "wiki.test.txt").write_text(README)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in quick_start("sh").splitlines():
+        run = subprocess.run(
+            ["bash", "-c", line], input="Hi", cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, (line, run.stderr)
+        assert run.stdout.strip(), line
+
+
+def test_quick_start_program(smollm2_path):
+    run = subprocess.run([sys.executable, "-c", quick_start("python")], capture_output=True, text=True, check=True)
+    assert "Paris" in run.stdout
+
+
+EXAMPLES = {
+    "complete.py": (["Once upon a time", "stories260k"], "", "a little girl named Lily"),
+    "chat_bot.py": ([], "What is the capital of France?\n", "Paris"),
+    "label_lines.py": ([], "What a great film!\nI hated every minute.\n", "good\tWhat a great film!\nbad\t"),
+}
+
+
+def test_every_example_is_run():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(smollm2_path, name):
+    arguments, stdin, expected = EXAMPLES[name]
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples" / name, *arguments], input=stdin, capture_output=True, text=True, check=True
+    )
+    assert expected in run.stdout
+
+
+def test_the_readme_names_every_file():
+    tree = re.search(r"## The files\n\n```\n(.*?)```", README, re.DOTALL)[1]
+    named = set(re.findall(r"[\w./]+\.py|[\w/]+/", tree))
+    there = {path.name for path in (ROOT / "edgellm").glob("*.py") if not path.name.startswith("__")}
+    there |= {f"{path.name}/" for path in (ROOT / "edgellm").iterdir() if (path / "__init__.py").exists()}
+    there |= {"converters/", "models/", "examples/", "benchmarks/", "tests/"}
+    assert there - named == set()
+    assert {name for name in named if name.endswith(".py")} <= there

@@ -1,0 +1,113 @@
+"""docs/format.md is enough to read a file: a reader that knows nothing else, one value at a time."""
+
+import hashlib
+import json
+import struct
+
+import numpy as np
+import pytest
+from conftest import BUNDLED
+from test_file import SPECS, write
+
+from edgellm.backends.reference import matrix
+from edgellm.loading import open_model
+
+
+class Reader:
+    """Written from the document alone; imports nothing of edgellm."""
+
+    def __init__(self, path):
+        self.bytes = path.read_bytes()
+        (n,) = struct.unpack_from("<Q", self.bytes)
+        header = self.bytes[8 : 8 + n]
+        assert (8 + n) % 4096 == 0
+        self.entries = json.loads(header)
+        self.metadata = self.entries.pop("__metadata__")
+        digits = self.metadata["header_sha256"].encode()
+        assert hashlib.sha256(header.replace(digits, b"0" * 64, 1)).hexdigest().encode() == digits
+        self.tensors, self.data = json.loads(self.metadata["tensors"]), 8 + n
+
+    def stored(self, name):
+        begin, end = self.entries[name]["data_offsets"]
+        assert begin % 64 == end % 64 == 0
+        return self.bytes[self.data + begin : self.data + end]
+
+    def value(self, name, row, col):
+        """One weight of a matrix."""
+        spec, raw = self.tensors[name], self.stored(name)
+        (_, cols), fmt = spec["shape"], spec["format"]
+        tile_bytes = {"f32": 4096, "f16": 2048, "q8": 1088, "q4": 576, "q4m": 640}[fmt]
+        stored_row = next(s for s in range(len(raw)) if self.row_of(s, spec["pair"]) == row)
+        tile = (stored_row // 16 * -(-cols // 64) + col // 64) * tile_bytes
+        r, c = stored_row % 16, col % 64
+        g = c // 32
+
+        def f16(at):
+            return struct.unpack_from("<e", raw, tile + at)[0]
+
+        if fmt == "f32":
+            return struct.unpack_from("<f", raw, tile + 4 * (c * 16 + r))[0]
+        if fmt == "f16":
+            return f16(2 * (c * 16 + r))
+        if fmt == "q8":
+            return (raw[tile + c // 4 * 64 + r * 4 + c % 4] - 128) * f16(1024 + g * 32 + r * 2)
+        j, b = c % 32 // 8, c % 4
+        byte = raw[tile + g * 256 + j * 64 + r * 4 + b]
+        code = byte & 15 if c % 8 < 4 else byte >> 4
+        scale = f16(512 + g * 32 + r * 2)
+        return (code - 8) * scale if fmt == "q4" else code * scale + f16(576 + g * 32 + r * 2)
+
+    @staticmethod
+    def row_of(s, pair):
+        if not pair:
+            return s
+        u = s % (2 * pair)
+        return s - u + (u // 16 % 2) * pair + (u // 32) * 16 + u % 16
+
+
+def check(path, values, name):
+    reader, rng = Reader(path), np.random.default_rng(0)
+    rows, cols = reader.tensors[name]["shape"]
+    assert values.shape == (rows, cols)
+    for row, col in zip(rng.integers(0, rows, 40), rng.integers(0, cols, 40), strict=True):
+        assert reader.value(name, int(row), int(col)) == pytest.approx(values[row, col], rel=1e-6, abs=1e-9)
+    assert hashlib.sha256(reader.stored(name)).hexdigest() == reader.tensors[name]["sha256"]
+
+
+@pytest.mark.parametrize("name", ["layers.3.gate_up", "layers.0.q", "embed"])
+def test_the_bundled_model(name):
+    file = open_model(BUNDLED).file
+    check(BUNDLED, matrix(file.tensors[name]), name)
+    file.close()
+
+
+@pytest.mark.parametrize("name", ["layers.2.q", "layers.9.gate_up", "embed"])
+def test_smollm2(smollm2_path, name):
+    file = open_model(smollm2_path).file
+    check(smollm2_path, matrix(file.tensors[name]), name)
+    file.close()
+
+
+def test_every_format(tmp_path):
+    from edgellm.file import EdgeFile, TensorSpec
+
+    specs = {fmt: TensorSpec((70, 90), fmt) for fmt in ("f32", "f16", "q8", "q4", "q4m")}
+    specs["paired"] = SPECS["gate_up"]
+    write(tmp_path / "all.edge", specs)
+    file = EdgeFile(tmp_path / "all.edge")
+    for name, tensor in file.tensors.items():
+        check(tmp_path / "all.edge", matrix(tensor), name)
+    file.close()
+
+
+def test_vectors_and_the_tokenizer():
+    reader, file = Reader(BUNDLED), open_model(BUNDLED).file
+    norm = np.frombuffer(reader.stored("norm"), "<f4")[:64]
+    np.testing.assert_array_equal(norm, file.tensors["norm"].data[:64])
+    assert json.loads(reader.stored("tokenizer.json")) == json.loads(file.tokenizer_json)
+    assert hashlib.sha256(reader.stored("tokenizer.json")).hexdigest() == reader.metadata["tokenizer_sha256"]
+    assert set(reader.metadata) == {
+        "header_sha256", "format", "version", "tensors", "tokenizer_sha256", "architecture", "config", "recipe",
+        "bos_id", "eos_ids", "chat_template", "name", "license", "origin",
+    }  # fmt: skip
+    file.close()
