@@ -3,7 +3,7 @@
     models/NAME.edge           pulled, until removed
     converted/HASH-vN.edge     made of a local checkpoint with that content, for format version N
     downloads/NAME/            while a pull is under way, or was interrupted
-    hashes.json verified.json origins.json    what was found out about files, see _Memo
+    hashes.json verified.json origins.json    what was found out about files, see shared.Memo
 
 Opens no .edge file: edgellm.loading does.
 """
@@ -11,24 +11,20 @@ Opens no .edge file: edgellm.loading does.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote
 
 from edgellm import catalog
 from edgellm.errors import ArgumentError, EdgeError, ModelNotFoundError, UnsupportedError
 from edgellm.home import home
+from edgellm.shared import Memo, alone, make_folder, temporary_name
 
 CHECKPOINTS = (".gguf", ".bin")
 SUFFIXES = (".edge", ".safetensors", *CHECKPOINTS)
@@ -149,7 +145,7 @@ def _converted(path: Path) -> Path:
 
     target = home() / "converted" / f"{_content(path)[:32]}-v{VERSION}.edge"
     if not target.is_file():
-        with _alone(target):
+        with alone(target):
             if not target.is_file():
                 _say(f"converting {path} (once: the result is kept in {target.parent})")
                 _converters().convert(path, target, name=_title(path), origin=path.name)
@@ -168,7 +164,7 @@ def _title(path: Path) -> str:
 
 def _content(path: Path) -> str:
     """The sha256 of all that a conversion reads; of a file that did not change since, as remembered."""
-    memo, digest = _Memo("hashes.json"), hashlib.sha256()
+    memo, digest = Memo("hashes.json"), hashlib.sha256()
     try:
         for part in _parts(path):
             digest.update(f"{part.name if part != path else ''} {_hash(part, memo)}\n".encode())
@@ -177,7 +173,7 @@ def _content(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hash(path: Path, memo: _Memo) -> str:
+def _hash(path: Path, memo: Memo) -> str:
     from edgellm.download import file_sha256
 
     if (known := memo.get(path)) is not None:
@@ -228,7 +224,7 @@ def pull(name_or_source: str, *, name: str | None = None, format: str | None = N
     target = _model(job.name)
     if not _here(job, target):
         _check_runs(job)
-        with _alone(home() / "downloads" / job.name):
+        with alone(home() / "downloads" / job.name):
             if not _here(job, target):
                 _install(job, target)
     return target
@@ -286,7 +282,7 @@ def _here(job: _Job, target: Path) -> bool:
     """Whether the job is done already; raises ArgumentError if another model has the name."""
     if not target.is_file():
         return False
-    origin = _Memo("origins.json").get(target)
+    origin = Memo("origins.json").get(target)
     if origin not in (None, job.identity):
         raise ArgumentError(
             f"the name {job.name!r} is taken by a model from {origin}; choose another name, or remove that model first"
@@ -312,7 +308,7 @@ def _install(job: _Job, target: Path) -> None:
     """Fetch, convert, store. An interruption leaves the download, from which the next pull goes on."""
     folder = home() / "downloads" / job.name
     checkpoint = _fetched(job, folder)
-    _make_folder(target.parent)
+    make_folder(target.parent)
     try:
         if checkpoint.suffix.lower() == ".edge":
             _copy(checkpoint, target)
@@ -329,7 +325,7 @@ def _install(job: _Job, target: Path) -> None:
         if not isinstance(error.__cause__, OSError):  # a full disk: the download will do when there is room
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    _Memo("origins.json").put(target, job.identity)
+    Memo("origins.json").put(target, job.identity)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -342,7 +338,7 @@ def _fetched(job: _Job, folder: Path) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = _temporary(target)
+    temporary = temporary_name(target)
     try:
         shutil.copyfile(source, temporary)
         os.replace(temporary, target)
@@ -352,127 +348,18 @@ def _copy(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# ---- what several processes share
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process is at work on `path`. The system ends a lock with its process, however that ends."""
-    _make_folder(path.parent)
-    with _lock_file(path) as handle:
-        _wait_for(handle, path)
-        yield
-
-
-def _lock_file(path: Path) -> IO[bytes]:
-    try:
-        return path.with_name(path.name + ".lock").open("ab")
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
-
-
-def _wait_for(handle: IO[bytes], path: Path) -> None:
-    try:
-        if not _lock(handle):
-            _say(f"waiting for another edgellm that is at work on {path.name}")
-            while not _lock(handle):
-                time.sleep(0.1)
-    except OSError as error:  # a file system without locks
-        raise _unwritable(path.parent, error) from error
-
-
-if sys.platform == "win32":
-
-    def _lock(handle: IO[bytes]) -> bool:
-        import msvcrt
-
-        try:
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-else:
-
-    def _lock(handle: IO[bytes]) -> bool:
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> EdgeError:
-    return EdgeError(
-        f"the folder {folder} cannot be written: {error.strerror}; set EDGELLM_HOME to a folder that can be"
-    )
-
-
-def _temporary(path: Path) -> Path:
-    """A name beside `path` that nobody else uses now."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+# ---- checksums
 
 
 def verified(path: Path) -> bool:
     """Whether `mark_verified` was called for this file, and it did not change since."""
-    return _Memo("verified.json").get(path) is not None
+    return Memo("verified.json").get(path) is not None
 
 
 def mark_verified(path: Path) -> None:
     """Remember that the checksums of this file were found right."""
-    _Memo("verified.json").put(path, "yes")
+    Memo("verified.json").put(path, "yes")
 
 
-class _Memo:
-    """What was found out about files: a word for each (path, size, mtime_ns), so that a changed file is an unknown one.
-
-    A convenience: where it cannot be read it is empty, where it cannot be written nothing is remembered, and of two
-    processes that write at once one may be forgotten.
-    """
-
-    LIMIT = 1000
-
-    def __init__(self, name: str) -> None:
-        self._path = home() / name
-
-    def get(self, path: Path) -> str | None:
-        with suppress(OSError):
-            return self._read().get(_fingerprint(path))
-        return None
-
-    def put(self, path: Path, word: str) -> None:
-        temporary = _temporary(self._path)
-        with suppress(OSError):
-            words = self._read()
-            fingerprint = _fingerprint(path)
-            words.pop(fingerprint, None)
-            latest = dict([*words.items(), (fingerprint, word)][-self.LIMIT :])
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(latest, indent=0), encoding="utf-8")
-            os.replace(temporary, self._path)
-
-    def _read(self) -> dict[str, str]:
-        try:
-            words = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        sound = isinstance(words, dict) and all(isinstance(word, str) for word in words.values())
-        return words if sound else {}
-
-
-def _fingerprint(path: Path) -> str:
-    """Raises OSError if nothing is there."""
-    status = path.stat()
-    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -397,7 +397,7 @@ def test_damaged_memo_is_started_afresh(tmp_path, home, text):
 
 
 def test_memo_is_bounded(tmp_path, home, monkeypatch):
-    monkeypatch.setattr(store._Memo, "LIMIT", 3)
+    monkeypatch.setattr(store.Memo, "LIMIT", 3)
     paths = [tmp_path / f"{i}.edge" for i in range(5)]
     for path in paths:
         path.touch()
