@@ -18,11 +18,12 @@ def quantize(values: F32) -> Quantized:
     best = _round(groups, to_f16((high - low) / 15), to_f16(low))
     for cut in (0.0, 0.04, 0.08):
         margin = cut * (high - low)
-        codes, *_ = _round(groups, to_f16((high - low - 2 * margin) / 15), to_f16(low + margin))
-        candidate = _round(groups, *_fit(groups, codes))
-        better = candidate[3] < best[3]
-        for i in range(len(best)):
-            best[i][better] = candidate[i][better]
+        tried = _round(groups, to_f16((high - low - 2 * margin) / 15), to_f16(low + margin))
+        for _ in range(2):
+            tried = _round(groups, *_fit(groups, tried[0]))
+            better = tried[3] < best[3]
+            for i in range(len(best)):
+                best[i][better] = tried[i][better]
     codes, scale, minimum, _ = best
     return Quantized(codes.astype(np.uint8).reshape(len(values), -1)[:, : values.shape[1]], scale, minimum)
 
