@@ -122,8 +122,14 @@ class Model:
     """
 
     def __init__(
-        self, path: Path, *, backend: str | None = None, context_length: int | None = None, n_threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        backend: str | None = None,
+        context_length: int | None = None,
+        n_threads: int | None = None,
     ) -> None:
+        path = Path(path)
         if n_threads is not None and n_threads < 1:
             raise ArgumentError(f"n_threads is {n_threads}; expected 1 or more")
         name = backend or next(b for b in BACKENDS if b in backends.names())
