@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"
 MAX_DEFAULT_CONTEXT = 8192
 """A context that nobody asked for is not larger: its cache would be the largest thing in memory."""
-BACKENDS = ("cpu", "reference")
-"""Best first; the first that this version has is the default."""
 
 
 @dataclass
@@ -132,7 +130,7 @@ class Model:
         path = Path(path)
         if n_threads is not None and n_threads < 1:
             raise ArgumentError(f"n_threads is {n_threads}; expected 1 or more")
-        name = backend or next(b for b in BACKENDS if b in backends.names())
+        name = backend or backends.best()
         backend_class = backends.get(name)
         loaded = open_model(path)
         self._file, self.config = loaded.file, loaded.config

@@ -43,11 +43,11 @@ def untouched(shape: tuple[int, ...]) -> F32:
     return np.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), np.float32).reshape(shape)
 
 
-class SlotCache:
-    """The cache of one slot: a ring for each attention layer, and how many tokens they hold."""
+class Held:
+    """How many tokens a slot holds, and how many positions were ever written to its rings of (capacity, window)."""
 
-    def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int) -> None:
-        self.rings = [Ring(layer, context_length, max_rows) for layer in layers]
+    def __init__(self, rings: Sequence[tuple[int, int]]) -> None:
+        self._rings = rings
         self.length = 0
         self._written = 0
 
@@ -60,11 +60,17 @@ class SlotCache:
 
     def trim(self, length: int) -> int:
         """Keep the first `length` tokens, or none if a window has lost what the token after them would see."""
-        lost = any(
-            self._written > ring.capacity and self._written - length > ring.capacity - ring.window
-            for ring in self.rings
-        )
+        lost = any(self._written > capacity and self._written - length > capacity - window
+                   for capacity, window in self._rings)  # fmt: skip
         self.length = 0 if lost else length
         if self.length == 0:
             self._written = 0
         return self.length
+
+
+class SlotCache(Held):
+    """The cache of one slot: a ring for each attention layer."""
+
+    def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int) -> None:
+        self.rings = [Ring(layer, context_length, max_rows) for layer in layers]
+        super().__init__([(ring.capacity, ring.window) for ring in self.rings])

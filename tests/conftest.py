@@ -35,7 +35,7 @@ def pytest_sessionfinish(session, exitstatus):
 @pytest.fixture(scope="session")
 def stories() -> Model:
     """The bundled model: trained, tiny, 8 bits."""
-    with Model(BUNDLED) as model:
+    with Model(BUNDLED, backend="reference") as model:
         yield model
 
 
@@ -50,7 +50,7 @@ def smollm2_path() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path) -> Model:
-    with Model(smollm2_path) as model:
+    with Model(smollm2_path, backend="reference") as model:
         yield model
 
 

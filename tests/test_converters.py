@@ -34,7 +34,7 @@ def stories_source():
 def test_greedy_text_from_every_source(stories_source, tmp_path, source):
     golden = json.loads(shared("data/stories260K/golden.json").read_text())
     convert(stories_source(source), tmp_path / "s.edge", format="f32", progress=False)
-    with Model(tmp_path / "s.edge") as model:
+    with Model(tmp_path / "s.edge", backend="reference") as model:
         done = model.generate("", temperature=0, max_tokens=256, ignore_eos=True)
         assert done.prompt_ids + done.ids == golden["greedy_ids"]
         assert done.text.startswith(golden["text"][:300])
@@ -57,7 +57,7 @@ def test_every_source_gives_the_same_file(stories_source, tmp_path, source):
 def test_q8_gives_the_first_60_tokens(stories_source, tmp_path):
     golden = json.loads(shared("data/stories260K/golden.json").read_text())
     convert(stories_source("hf"), tmp_path / "s.edge", format="q8", progress=False)
-    with Model(tmp_path / "s.edge") as model:
+    with Model(tmp_path / "s.edge", backend="reference") as model:
         done = model.generate("", temperature=0, max_tokens=60, ignore_eos=True)
         assert (done.prompt_ids + done.ids)[:60] == golden["greedy_ids"][:60]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
@@ -52,4 +54,15 @@ def get(name: str) -> type[Backend]:
     """The backend class of that name; raises BackendError with the ones there are."""
     if name not in names():
         raise BackendError(f"backend {name!r} is not in this version; use one of: {', '.join(names())}")
+    if name == "cpu" and find_spec("numba") is None:
+        raise BackendError("backend 'cpu' needs numba, which is not installed; pip install numba, or use reference")
     return cast("type[Backend]", import_module(f"{__name__}.{name}").Backend)
+
+
+def best() -> str:
+    """The fastest backend that runs here: cpu, where Numba is installed and knows the CPU; else reference."""
+    if find_spec("numba") is None or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        return "reference"
+    from edgellm import isa
+
+    return "cpu" if isa.runnable() else "reference"

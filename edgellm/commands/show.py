@@ -14,13 +14,20 @@ from edgellm.options import json_option, size_text
 @click.command()
 @click.argument("model")
 @click.option("--tensors", "with_tensors", is_flag=True, help="List the tensors too.")
+@click.option("--plan", "with_plan", is_flag=True, help="Show what a step computes, op by op, instead.")
 @json_option
-def command(model: str, with_tensors: bool, as_json: bool) -> None:
+def command(model: str, with_tensors: bool, with_plan: bool, as_json: bool) -> None:
     """Show what MODEL is: architecture, sizes, formats, licence."""
     from edgellm import store
     from edgellm.loading import open_model
 
-    file = open_model(store.resolve(model)).file
+    loaded = open_model(store.resolve(model))
+    file = loaded.file
+    if with_plan:
+        from edgellm.plan import describe, record
+
+        click.echo("\n".join(describe(record(loaded.architecture, loaded.config, file.tensors))))
+        return
     tensors = [
         {"name": t.name, "shape": list(t.shape), "format": t.format, "bytes": t.data.nbytes}
         for t in file.tensors.values()

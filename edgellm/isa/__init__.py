@@ -1,0 +1,103 @@
+"""Instruction sets: the byte dot product of one CPU family a file, chosen by the CPU's features, never by trying.
+
+An ISA module has
+
+    MACHINE        "x86_64", "aarch64", or "" for any
+    FEATURES       sets of LLVM's CPU features, of which the CPU must have one: a missing instruction ends the process
+    ROWS           activation rows that a prefill kernel holds in registers
+    dot4, dot4_u8  LLVM emitters, see _vectors.primitives
+
+Importing a module imports llvmlite and numba; listing them does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Protocol, cast
+
+from edgellm.errors import BackendError
+
+BEST_FIRST = ("avx512vnni", "avxvnni", "avx2", "neon_dotprod", "neon", "generic")
+
+
+class Isa(Protocol):
+    __name__: str
+    MACHINE: str
+    FEATURES: Sequence[Sequence[str]]
+    ROWS: int
+    dot4: Callable[..., Any]
+    dot4_u8: Callable[..., Any]
+
+
+def names() -> list[str]:
+    """Every ISA, best first."""
+    there = {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
+    return [name for name in BEST_FIRST if name in there] + sorted(there - set(BEST_FIRST))
+
+
+def get(name: str) -> Isa:
+    """The ISA module of that name; raises BackendError with the known names."""
+    if name not in names():
+        raise BackendError(f"unknown ISA {name!r}; known: {', '.join(names())}")
+    return cast(Isa, import_module(f"{__name__}.{name}"))
+
+
+def runnable() -> list[str]:
+    """The ISAs that this CPU has, best first."""
+    return [name for name in names() if _runs(get(name))]
+
+
+def detect() -> Isa:
+    """The best ISA of this CPU, or the one that EDGELLM_ISA names; raises BackendError if the CPU lacks that."""
+    wanted = os.environ.get("EDGELLM_ISA")
+    if not runnable():
+        raise BackendError("this CPU lacks F16C, or is of a kind that is not known here; use --backend reference")
+    if not wanted:
+        return get(runnable()[0])
+    if wanted not in runnable():
+        raise BackendError(f"EDGELLM_ISA is {wanted!r}; this CPU runs {', '.join(runnable())}")
+    return get(wanted)
+
+
+def _runs(isa: Isa) -> bool:
+    machine, features = cpu()
+    if machine == "x86_64" and "f16c" not in features:  # then LLVM calls functions for float16 that are not there
+        return False
+    return isa.MACHINE in ("", machine) and any(features.issuperset(needed) for needed in isa.FEATURES)
+
+
+@cache
+def cpu() -> tuple[str, frozenset[str]]:
+    """The machine, "x86_64" or "aarch64", and the features that Numba lets LLVM use."""
+    from numba.core.registry import cpu_target
+
+    triple, name, listed = cpu_target.target_context.codegen().magic_tuple()
+    machine = triple.split("-")[0].replace("arm64", "aarch64")
+    features = {word[1:] for word in listed.split(",") if word.startswith("+")}
+    if machine == "aarch64" and _emits_dot_products(triple, name, listed):
+        features.add("dotprod")
+    return machine, frozenset(features)
+
+
+def _emits_dot_products(triple: str, name: str, listed: str) -> bool:
+    """Does LLVM write udot for a sum of products? The list of a host lacks dotprod: the CPU's name implies it."""
+    from llvmlite import binding
+
+    target = binding.Target.from_triple(triple).create_target_machine(cpu=name, features=listed, opt=2)
+    return "udot" in target.emit_assembly(binding.parse_assembly(_SUM_OF_PRODUCTS))
+
+
+_SUM_OF_PRODUCTS = """
+declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
+define i32 @dot(<16 x i8> %x, <16 x i8> %y) {
+    %a = zext <16 x i8> %x to <16 x i32>
+    %b = zext <16 x i8> %y to <16 x i32>
+    %products = mul <16 x i32> %a, %b
+    %sum = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %products)
+    ret i32 %sum
+}
+"""

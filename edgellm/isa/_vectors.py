@@ -1,0 +1,294 @@
+"""Vectors for Numba: values of 16 lanes that LLVM keeps in registers, and the operations on them.
+
+A tile has 16 rows, so every kernel works on 16 lanes, whatever the CPU: LLVM cuts a vector into the registers there
+are, two of AVX2 or four of NEON. All operations here are LLVM's own, and the same everywhere; the one that needs
+instructions by name, the dot product of bytes, is what an ISA's file adds. Integer sums are exact; float operations
+round once each, in the written order (no fastmath), so that a result has the same bits on every machine.
+
+Addresses are int64. Nothing checks them: callers own the memory and stay inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+I8, I32, I64, F16, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
+BYTES, INTS, FLOATS = ir.VectorType(I8, 4 * LANES), ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+HALVES, CODES = ir.VectorType(F16, LANES), ir.VectorType(I8, LANES)
+
+
+class Vec(types.Type):  # type: ignore[misc]
+    """A Numba type without Python behaviour, that LLVM holds in registers."""
+
+    def __init__(self, name: str, llvm: ir.VectorType) -> None:
+        self.llvm = llvm
+        super().__init__(name=name)
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, vec: Vec) -> None:
+        super().__init__(manager, vec, vec.llvm)
+
+
+B, N, F = Vec("Bytes", BYTES), Vec("Ints", INTS), Vec("Floats", FLOATS)
+ADDRESS, INT, FLOAT = types.int64, types.int32, types.float32
+
+
+def operation(emit: Callable[..., Any], result: Any, *arguments: Any) -> Any:
+    """An intrinsic with one signature, from emit(builder, *values) -> value, or None for no result."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        value = emit(builder, *values)
+        return context.get_dummy_value() if result is types.void else value
+
+    typed = result(*arguments), codegen
+    by_arity = [
+        lambda _: typed,
+        lambda _, a: typed,
+        lambda _, a, b: typed,
+        lambda _, a, b, c: typed,
+        lambda _, a, b, c, d: typed,
+    ]
+    return intrinsic(by_arity[len(arguments)])
+
+
+def call(b: ir.IRBuilder, name: str, result: ir.Type, *values: Any) -> Any:
+    """Call an LLVM intrinsic by name."""
+    kind = ir.FunctionType(result, [value.type for value in values])
+    return b.call(b.module.globals.get(name) or ir.Function(b.module, kind, name), values)
+
+
+def constant(kind: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def load(b: ir.IRBuilder, p: Any, kind: ir.Type) -> Any:
+    value = b.load(b.inttoptr(p, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def store(b: ir.IRBuilder, p: Any, value: Any) -> None:
+    b.store(value, b.inttoptr(p, value.type.as_pointer())).align = 1
+
+
+def splat(b: ir.IRBuilder, scalar: Any) -> Any:
+    kind = ir.VectorType(scalar.type, LANES)
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = b.insert_element(undefined, scalar, I32(0))
+    return b.shuffle_vector(first, undefined, ir.Constant(INTS, [0] * LANES))
+
+
+def part(b: ir.IRBuilder, vector: Any, first: int, count: int) -> Any:
+    """Some consecutive lanes of a vector."""
+    lanes = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
+    return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
+
+
+def joined(b: ir.IRBuilder, parts: list[Any]) -> Any:
+    """Vectors of equal size, one after the other; their number is a power of two."""
+    while len(parts) > 1:
+        parts = [_pair(b, low, high) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _pair(b: ir.IRBuilder, low: Any, high: Any) -> Any:
+    lanes = ir.Constant(ir.VectorType(I32, 2 * low.type.count), list(range(2 * low.type.count)))
+    return b.shuffle_vector(low, high, lanes)
+
+
+def in_parts(b: ir.IRBuilder, n_parts: int, emit: Callable[..., Any], *vectors: Any) -> Any:
+    """Apply an operation of a narrower ISA to each part of its operands."""
+    pieces = [
+        [part(b, v, i * v.type.count // n_parts, v.type.count // n_parts) for v in vectors] for i in range(n_parts)
+    ]
+    return joined(b, [emit(b, *piece) for piece in pieces])
+
+
+def bytes_of(b: ir.IRBuilder, vector: Any) -> Any:
+    """An integer vector's bytes."""
+    return b.bitcast(vector, ir.VectorType(I8, vector.type.count * vector.type.element.width // 8))
+
+
+def _tree(b: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """Fold a vector in halves, an order that every machine shares: lane i with lane i + 8, then + 4, + 2, + 1."""
+    while (half := vector.type.count // 2) >= 1:
+        vector = combine(part(b, vector, 0, half), part(b, vector, half, half))
+        if half == 1:
+            break
+    return b.extract_element(vector, I32(0))
+
+
+def _maximum(b: ir.IRBuilder) -> Callable[[Any, Any], Any]:
+    return lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def _to_codes(b: ir.IRBuilder, p: Any, x: Any) -> None:
+    """Round to the nearest int8 and store 16 of them."""
+    rounded = call(b, "llvm.rint.v16f32", FLOATS, x)
+    store(b, p, b.trunc(b.fptosi(rounded, INTS), CODES))
+
+
+def _codes_sum(b: ir.IRBuilder, p: Any) -> Any:
+    """Sum of 16 stored int8."""
+    return _tree(b, b.sext(load(b, p, CODES), INTS), b.add)
+
+
+def _exp(b: ir.IRBuilder, x: Any) -> Any:
+    """exp(x) for x <= 0, relative error below 2e-7: 2^n * p(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2].
+
+    From -87 down the result is 0, as a probability that small is.
+    """
+
+    def fma(x: Any, y: Any, z: Any) -> Any:
+        return call(b, "llvm.fma.v16f32", FLOATS, x, y, z)
+
+    low = constant(FLOATS, -87.0)
+    clamped = _maximum(b)(x, low)
+    n = call(b, "llvm.rint.v16f32", FLOATS, b.fmul(clamped, constant(FLOATS, 1.4426950408889634)))
+    r = fma(n, constant(FLOATS, -0.693145751953125), clamped)
+    r = fma(n, constant(FLOATS, -1.428606765330187e-06), r)
+    p = constant(FLOATS, 1 / 5040)
+    for factor in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        p = fma(p, r, constant(FLOATS, factor))
+    scale = b.bitcast(b.shl(b.add(b.fptosi(n, INTS), constant(INTS, 127)), constant(INTS, 23)), FLOATS)
+    return b.select(b.fcmp_ordered(">", x, low), b.fmul(p, scale), constant(FLOATS, 0.0))
+
+
+def _prefetch(b: ir.IRBuilder, p: Any) -> None:
+    call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(p, I8.as_pointer()), I32(0), I32(2), I32(1))
+
+
+def _first(b: ir.IRBuilder, count: Any, x: Any, other: Any) -> Any:
+    """The first `count` lanes of x, the others of `other`."""
+    lanes = ir.Constant(INTS, list(range(LANES)))
+    return b.select(b.icmp_signed("<", lanes, splat(b, count)), x, other)
+
+
+def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[str, Any]:
+    """The operations of an ISA by the names that kernels call them.
+
+    dot4(builder, acc, u, s): acc[row] + sum over 4 of u * s, u unsigned bytes below 16, s signed; dot4_u8 for any u.
+    """
+    fma = "llvm.fma.v16f32"
+    scalars = {
+        "get_i64": operation(lambda b, p: load(b, p, I64), ADDRESS, ADDRESS),
+        "get_i32": operation(lambda b, p: load(b, p, I32), INT, ADDRESS),
+        "get_u8": operation(lambda b, p: b.zext(load(b, p, I8), I64), ADDRESS, ADDRESS),
+        "get_f32": operation(lambda b, p: load(b, p, F32), FLOAT, ADDRESS),
+        "get_f16": operation(lambda b, p: b.fpext(load(b, p, F16), F32), FLOAT, ADDRESS),
+        "set_i64": operation(store, types.void, ADDRESS, ADDRESS),
+        "set_i32": operation(store, types.void, ADDRESS, INT),
+        "set_f32": operation(store, types.void, ADDRESS, FLOAT),
+        "set_f16": operation(lambda b, p, x: store(b, p, b.fptrunc(x, F16)), types.void, ADDRESS, FLOAT),
+    }
+    vectors = {
+        "zero": operation(lambda b: constant(FLOATS, 0.0), F),
+        "zero_i32": operation(lambda b: constant(INTS, 0), N),
+        "load_bytes": operation(lambda b, p: load(b, p, BYTES), B, ADDRESS),
+        "load_f32": operation(lambda b, p: load(b, p, FLOATS), F, ADDRESS),
+        "load_f16": operation(lambda b, p: b.fpext(load(b, p, HALVES), FLOATS), F, ADDRESS),
+        "store_f32": operation(store, types.void, ADDRESS, F),
+        "store_f16": operation(lambda b, p, x: store(b, p, b.fptrunc(x, HALVES)), types.void, ADDRESS, F),
+        "store_codes": operation(_to_codes, types.void, ADDRESS, F),
+        "codes_sum": operation(_codes_sum, INT, ADDRESS),
+        "splat_i32": operation(lambda b, p: splat(b, load(b, p, I32)), N, ADDRESS),
+        "splat_f32": operation(lambda b, p: splat(b, load(b, p, F32)), F, ADDRESS),
+        "fill": operation(splat, F, FLOAT),
+        "low4": operation(lambda b, v: b.and_(v, constant(BYTES, 15)), B, B),
+        "high4": operation(lambda b, v: b.lshr(v, constant(BYTES, 4)), B, B),
+        "dot4": operation(dot4, N, N, B, N),
+        "dot4_u8": operation(dot4_u8, N, N, B, N),
+        "to_f32": operation(lambda b, v: b.sitofp(v, FLOATS), F, N),
+        "add": operation(lambda b, x, y: b.fadd(x, y), F, F, F),
+        "sub": operation(lambda b, x, y: b.fsub(x, y), F, F, F),
+        "mul": operation(lambda b, x, y: b.fmul(x, y), F, F, F),
+        "div": operation(lambda b, x, y: b.fdiv(x, y), F, F, F),
+        "fma": operation(lambda b, x, y, z: call(b, fma, FLOATS, x, y, z), F, F, F, F),
+        "maximum": operation(lambda b, x, y: _maximum(b)(x, y), F, F, F),
+        "absolute": operation(lambda b, x: call(b, "llvm.fabs.v16f32", FLOATS, x), F, F),
+        "exp": operation(_exp, F, F),
+        "first": operation(_first, F, INT, F, F),
+        "where_positive": operation(
+            lambda b, x, y, z: b.select(b.fcmp_ordered(">", x, constant(FLOATS, 0.0)), y, z), F, F, F, F
+        ),
+        "lanes_sum": operation(lambda b, x: _tree(b, x, b.fadd), FLOAT, F),
+        "lanes_max": operation(lambda b, x: _tree(b, x, _maximum(b)), FLOAT, F),
+        "prefetch": operation(_prefetch, types.void, ADDRESS),
+    }
+    return scalars | vectors
+
+
+class Rows(types.Type):  # type: ignore[misc]
+    """One vector for each of `count` rows of activations, all in registers."""
+
+    def __init__(self, vec: Vec, count: int) -> None:
+        self.llvm = ir.ArrayType(vec.llvm, count)
+        super().__init__(name=f"{vec.name} x {count}")
+
+
+@register_model(Rows)
+class _RowsModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, rows: Rows) -> None:
+        super().__init__(manager, rows, rows.llvm)
+
+
+def row_primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], count: int) -> dict[str, Any]:
+    """The operations of a dot kernel that takes `count` rows of activations at once, interleaved in memory: the bytes
+    or numbers that a step of the kernel needs of each row stand side by side."""
+    ints, floats = Rows(N, count), Rows(F, count)
+
+    def splat_at(b: ir.IRBuilder, p: Any, row: int, kind: ir.Type) -> Any:
+        return splat(b, load(b, b.add(p, I64(4 * row)), kind))
+
+    def each(b: ir.IRBuilder, kind: ir.Type, emit: Callable[[int], Any]) -> Any:
+        rows = ir.Constant(ir.ArrayType(kind, count), ir.Undefined)
+        for row in range(count):
+            rows = b.insert_value(rows, emit(row), row)
+        return rows
+
+    def dots(emit: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda b, acc, u, p: each(
+            b, INTS, lambda row: emit(b, b.extract_value(acc, row), u, splat_at(b, p, row, I32))
+        )
+
+    def fma(b: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
+        return call(b, "llvm.fma.v16f32", FLOATS, x, y, z)
+
+    def scale_add(b: ir.IRBuilder, acc: Any, dot: Any, w: Any, p: Any) -> Any:
+        return each(
+            b,
+            FLOATS,
+            lambda row: fma(
+                b,
+                b.sitofp(b.extract_value(dot, row), FLOATS),
+                b.fmul(w, splat_at(b, p, row, F32)),
+                b.extract_value(acc, row),
+            ),
+        )
+
+    def rows_fma(b: ir.IRBuilder, acc: Any, w: Any, p: Any) -> Any:
+        return each(b, FLOATS, lambda row: fma(b, w, splat_at(b, p, row, F32), b.extract_value(acc, row)))
+
+    def store_rows(b: ir.IRBuilder, p: Any, acc: Any) -> None:
+        for row in range(count):
+            store(b, b.add(p, I64(4 * LANES * row)), b.extract_value(acc, row))
+
+    return {
+        "row_count": operation(lambda b: I64(count), ADDRESS),
+        "rows_zero": operation(lambda b: each(b, FLOATS, lambda row: constant(FLOATS, 0.0)), floats),
+        "rows_zero_ints": operation(lambda b: each(b, INTS, lambda row: constant(INTS, 0)), ints),
+        "rows_start": operation(lambda b, p: each(b, INTS, lambda row: splat_at(b, p, row, I32)), ints, ADDRESS),
+        "rows_dot4": operation(dots(dot4), ints, ints, B, ADDRESS),
+        "rows_dot4_u8": operation(dots(dot4_u8), ints, ints, B, ADDRESS),
+        "rows_scale_add": operation(scale_add, floats, floats, ints, F, ADDRESS),
+        "rows_fma": operation(rows_fma, floats, floats, F, ADDRESS),
+        "store_rows": operation(store_rows, types.void, ADDRESS, floats),
+    }

@@ -1,0 +1,62 @@
+"""Primitives of the executor: calls by address, atomic cells, waiting."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from edgellm.isa import cpu
+from edgellm.isa._vectors import ADDRESS, I32, I64, call, operation
+
+
+def calls() -> dict[str, Any]:
+    return {
+        "call_op": _call_of(4),
+        "call_dot": _call_of(7),
+        "atomic_get": operation(_atomic_get, ADDRESS, ADDRESS),
+        "atomic_add": operation(_atomic_add, types.void, ADDRESS, ADDRESS),
+        "pause": operation(_pause, types.void),
+        "yield_cpu": operation(_yield, types.void),
+    }
+
+
+def _call_of(arity: int) -> Any:
+    """Call a function at an address with that many int64."""
+    from numba.extending import intrinsic
+
+    kind = ir.FunctionType(ir.VoidType(), [I64] * arity)
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        b.call(b.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    typed = types.void(*[types.int64] * (arity + 1)), codegen
+    if arity == 4:
+        return intrinsic(lambda _, f, a, b, c, d: typed)
+    return intrinsic(lambda _, f, a, b, c, d, e, g, h: typed)
+
+
+def _atomic_get(b: ir.IRBuilder, p: Any) -> Any:
+    return b.load_atomic(b.inttoptr(p, I64.as_pointer()), "acquire", 8)
+
+
+def _atomic_add(b: ir.IRBuilder, p: Any, n: Any) -> None:
+    b.atomic_rmw("add", b.inttoptr(p, I64.as_pointer()), n, "acq_rel")
+
+
+def _pause(b: ir.IRBuilder) -> None:
+    """Tell the core that this thread is waiting."""
+    machine = cpu()[0]
+    if machine.startswith("x86_64"):
+        call(b, "llvm.x86.sse2.pause", ir.VoidType())
+    elif machine.startswith("aarch64"):
+        call(b, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+
+
+def _yield(b: ir.IRBuilder) -> None:
+    """Let another thread have this core."""
+    name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+    call(b, name, I32)

@@ -1,0 +1,230 @@
+"""What kernels are written over, in plain Python: the meaning of each primitive, on real addresses, a lane at a time.
+
+An ISA's primitives (isa/_vectors.py) take the place of these when a body is compiled; the tests compare the two. Run
+undecorated, a body computes with these, on any machine and slowly: a vector is an array of 16 lanes (64 bytes).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+LANES = 16
+COUNT = 1
+"""Rows of a dot kernel, where it is not compiled for another number."""
+
+
+def _at(p: int, kind: Any, count: int) -> Any:
+    """The memory at an address as an array."""
+    size = np.dtype(kind).itemsize * count
+    return np.frombuffer((ctypes.c_char * size).from_address(int(p)), kind)
+
+
+def get_i64(p: int) -> int:
+    return int(_at(p, np.int64, 1)[0])
+
+
+def get_i32(p: int) -> int:
+    return int(_at(p, np.int32, 1)[0])
+
+
+def get_u8(p: int) -> int:
+    return int(_at(p, np.uint8, 1)[0])
+
+
+def get_f32(p: int) -> Any:
+    return _at(p, np.float32, 1)[0]
+
+
+def get_f16(p: int) -> Any:
+    return np.float32(_at(p, np.float16, 1)[0])
+
+
+def set_i64(p: int, x: int) -> None:
+    _at(p, np.int64, 1)[0] = x
+
+
+def set_i32(p: int, x: int) -> None:
+    _at(p, np.int32, 1)[0] = x
+
+
+def set_f32(p: int, x: Any) -> None:
+    _at(p, np.float32, 1)[0] = x
+
+
+def set_f16(p: int, x: Any) -> None:
+    _at(p, np.float16, 1)[0] = x
+
+
+def zero() -> Any:
+    return np.zeros(LANES, np.float32)
+
+
+def fill(x: Any) -> Any:
+    return np.full(LANES, x, np.float32)
+
+
+def load_bytes(p: int) -> Any:
+    return _at(p, np.uint8, 4 * LANES).copy()
+
+
+def load_f32(p: int) -> Any:
+    return _at(p, np.float32, LANES).copy()
+
+
+def load_f16(p: int) -> Any:
+    return _at(p, np.float16, LANES).astype(np.float32)
+
+
+def store_f32(p: int, x: Any) -> None:
+    _at(p, np.float32, LANES)[:] = x
+
+
+def store_f16(p: int, x: Any) -> None:
+    _at(p, np.float16, LANES)[:] = x
+
+
+def store_codes(p: int, x: Any) -> None:
+    """Round to the nearest int8, halves to even."""
+    _at(p, np.int8, LANES)[:] = np.rint(x)
+
+
+def codes_sum(p: int) -> int:
+    return int(_at(p, np.int8, LANES).sum(dtype=np.int32))
+
+
+def splat_f32(p: int) -> Any:
+    return fill(get_f32(p))
+
+
+def low4(x: Any) -> Any:
+    return x & 15
+
+
+def high4(x: Any) -> Any:
+    return x >> 4
+
+
+def add(x: Any, y: Any) -> Any:
+    return x + y
+
+
+def sub(x: Any, y: Any) -> Any:
+    return x - y
+
+
+def mul(x: Any, y: Any) -> Any:
+    return x * y
+
+
+def div(x: Any, y: Any) -> Any:
+    return x / y
+
+
+def fma(x: Any, y: Any, z: Any) -> Any:
+    """x * y + z, rounded once: a product of two float32 is exact in float64."""
+    return (x.astype(np.float64) * y + z).astype(np.float32)
+
+
+def maximum(x: Any, y: Any) -> Any:
+    return np.where(x > y, x, y)
+
+
+def absolute(x: Any) -> Any:
+    return np.abs(x)
+
+
+def exp(x: Any) -> Any:
+    """For x <= 0; 0 from -87 down."""
+    return np.where(x > -87, np.exp(np.maximum(x, -87)), 0).astype(np.float32)
+
+
+def first(count: int, x: Any, other: Any) -> Any:
+    """The first `count` lanes of x, the further ones of the other."""
+    return np.where(np.arange(LANES) < count, x, other)
+
+
+def where_positive(x: Any, y: Any, z: Any) -> Any:
+    return np.where(x > 0, y, z)
+
+
+def lanes_sum(x: Any) -> Any:
+    """Lane i with lane i + 8, then + 4, + 2, + 1."""
+    while len(x) > 1:
+        x = x[: len(x) // 2] + x[len(x) // 2 :]
+    return x[0]
+
+
+def lanes_max(x: Any) -> Any:
+    return x.max()
+
+
+def prefetch(p: int) -> None:
+    """Nothing but speed."""
+
+
+def row_count() -> int:
+    return COUNT
+
+
+def rows_zero() -> Any:
+    return np.zeros((COUNT, LANES), np.float32)
+
+
+def rows_zero_ints() -> Any:
+    return np.zeros((COUNT, LANES), np.int32)
+
+
+def rows_start(p: int) -> Any:
+    """An int32 for each row, in all lanes."""
+    return np.repeat(_at(p, np.int32, COUNT)[:, None], LANES, axis=1)
+
+
+def rows_dot4(acc: Any, u: Any, p: int) -> Any:
+    """acc[row][lane] + four bytes of the lane times four of the row's int8."""
+    codes = _at(p, np.int8, 4 * COUNT).reshape(COUNT, 1, 4).astype(np.int32)
+    return acc + (u.reshape(1, LANES, 4) * codes).sum(2, dtype=np.int32)
+
+
+rows_dot4_u8 = rows_dot4
+
+
+def rows_scale_add(acc: Any, dot: Any, w: Any, p: int) -> Any:
+    """fma(dot, w * the row's float32, acc)."""
+    scales = _at(p, np.float32, COUNT)[:, None]
+    return fma(dot.astype(np.float32), w * scales, acc)
+
+
+def rows_fma(acc: Any, w: Any, p: int) -> Any:
+    """fma(w, the row's float32, acc)."""
+    return fma(np.broadcast_to(w, acc.shape), _at(p, np.float32, COUNT)[:, None], acc)
+
+
+def store_rows(p: int, acc: Any) -> None:
+    _at(p, np.float32, COUNT * LANES)[:] = acc.reshape(-1)
+
+
+def call_op(f: Any, record: int, step: int, thread: int, n_threads: int) -> None:
+    f(record, step, thread, n_threads)
+
+
+def call_dot(f: Any, weight: int, n_tiles: int, codes: int, scales: int, sums: int, starts: int, y: int) -> None:
+    f(weight, n_tiles, codes, scales, sums, starts, y)
+
+
+def atomic_get(p: int) -> int:
+    return get_i64(p)
+
+
+def atomic_add(p: int, n: int) -> None:
+    set_i64(p, get_i64(p) + n)
+
+
+def pause() -> None:
+    """Tell the core that this thread is waiting."""
+
+
+def yield_cpu() -> None:
+    """Let another thread have the core."""

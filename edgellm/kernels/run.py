@@ -1,0 +1,66 @@
+"""The executor: every thread of a team walks the records of a plan, and waits for the others where it must."""
+
+from __future__ import annotations
+
+from edgellm.kernels.layout import (
+    BARRIER,
+    CELL,
+    CONTROL_GENERATION,
+    CONTROL_N_RECORDS,
+    CONTROL_N_THREADS,
+    CONTROL_RECORDS,
+    CONTROL_STEP,
+    CONTROL_STOP,
+    OP,
+    RECORD_CELLS,
+    STEP_ARRIVED,
+    STEP_BARRIER,
+)  # fmt: skip
+from edgellm.kernels.prepare import rows_of
+from edgellm.kernels.primitives import atomic_add, atomic_get, call_op, get_i64, pause, yield_cpu
+
+SPINS_BEFORE_YIELD = 2000
+
+
+def run(records: int, n_records: int, step: int, thread: int, n_threads: int) -> None:
+    """Do a plan. Every thread of the team calls this with the same step, each with its number."""
+    counter, arrived = get_i64(step + STEP_BARRIER), get_i64(step + STEP_ARRIVED)
+    for i in range(n_records):
+        record = records + i * RECORD_CELLS * CELL
+        call_op(get_i64(record + OP), record, step, thread, n_threads)
+        kind = get_i64(record + BARRIER)
+        if n_threads > 1 and (kind == 1 or (kind == 2 and rows_of(record, step) > 1)):
+            arrived += n_threads
+            wait(counter, arrived)
+
+
+def wait(counter: int, arrived: int) -> None:
+    """Until all threads are here: the counter only grows, so nobody has to reset it."""
+    atomic_add(counter, 1)
+    spins = 0
+    while atomic_get(counter) < arrived:
+        spins += 1
+        if spins > SPINS_BEFORE_YIELD:
+            yield_cpu()
+        else:
+            pause()
+
+
+def serve(control: int, thread: int, seen: int, patience: int) -> int:
+    """A worker between and during steps: spins for the next one, and returns what it has seen when none comes for
+    `patience` spins, or -1 at the end."""
+    spins = 0
+    while spins < patience:
+        generation = atomic_get(control + CONTROL_GENERATION)
+        if generation == seen:
+            pause()
+            spins += 1
+            continue
+        seen, spins = generation, 0
+        if get_i64(control + CONTROL_STOP):
+            return -1
+        n_threads = get_i64(control + CONTROL_N_THREADS)
+        if thread < n_threads:
+            run(get_i64(control + CONTROL_RECORDS), get_i64(control + CONTROL_N_RECORDS),
+                get_i64(control + CONTROL_STEP), thread, n_threads)  # fmt: skip
+    return seen

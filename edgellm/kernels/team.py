@@ -1,0 +1,137 @@
+"""Threads that run plans together: they spin during and shortly after a step, and sleep when none comes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.arrays import Array
+from edgellm.kernels import Compiler
+from edgellm.kernels.layout import (
+    CELL,
+    CONTROL_CELLS,
+    CONTROL_COUNTER,
+    CONTROL_GENERATION,
+    CONTROL_N_RECORDS,
+    CONTROL_N_THREADS,
+    CONTROL_RECORDS,
+    CONTROL_STEP,
+    CONTROL_STOP,
+    STEP_ARRIVED,
+    STEP_BARRIER,
+)  # fmt: skip
+from edgellm.kernels.run import run, serve
+
+PATIENCE = 20_000
+"""Spins, about a millisecond, that a worker waits for the next step before it sleeps."""
+
+
+class Team:
+    """`n_threads` threads, the caller's one of them. One plan at a time."""
+
+    def __init__(self, compiler: Compiler, n_threads: int | None) -> None:
+        self.n_threads = n_threads or physical_cores()
+        self._leader = _Leader(compiler, self.n_threads)
+        self._finalizer = weakref.finalize(self, self._leader.stop)
+
+    def run(self, records: Array, step: Array, *alive: Array) -> None:
+        """Do a plan; returns when every thread is done. Arrays that the step points to are kept alive until then."""
+        self._leader.finish()
+        self._leader.start(records, step, alive)
+        self._leader.finish()
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+class _Leader:
+    """The caller's part in a team. Ctrl-C may come between any two lines of Python, and leave a step that the workers
+    have begun: then the next call, or the end, does the leader's share of it first."""
+
+    def __init__(self, compiler: Compiler, n_threads: int) -> None:
+        self._run, self._n_threads = compiler.function(run), n_threads
+        self._control = np.zeros(CONTROL_CELLS, np.int64)
+        self._workers = [_Worker(compiler, self._control, i) for i in range(1, n_threads)]
+        self._begun: tuple[int, Array, Array, tuple[Array, ...]] | None = None
+
+    def start(self, records: Array, step: Array, alive: tuple[Array, ...]) -> None:
+        control = self._control
+        step[STEP_BARRIER // CELL] = control.ctypes.data + CONTROL_COUNTER
+        step[STEP_ARRIVED // CELL] = control[CONTROL_COUNTER // CELL]
+        control[CONTROL_RECORDS // CELL] = records.ctypes.data
+        control[CONTROL_N_RECORDS // CELL] = len(records)
+        control[CONTROL_STEP // CELL] = step.ctypes.data
+        control[CONTROL_N_THREADS // CELL] = self._n_threads
+        self._begun = int(control[CONTROL_GENERATION // CELL]) + 1, records, step, alive
+        self._post()
+
+    def finish(self) -> None:
+        """Do this thread's share of the step that was begun, if one was."""
+        if self._begun:
+            generation, records, step, _ = self._begun
+            if self._control[CONTROL_GENERATION // CELL] == generation:
+                for worker in self._workers:
+                    worker.wake()
+                self._run(records.ctypes.data, len(records), step.ctypes.data, 0, self._n_threads)
+        self._begun = None
+
+    def _post(self) -> None:
+        self._control[CONTROL_GENERATION // CELL] += 1
+        for worker in self._workers:
+            worker.wake()
+
+    def stop(self) -> None:
+        self.finish()
+        self._control[CONTROL_STOP // CELL] = 1
+        self._post()
+        for worker in self._workers:
+            worker.thread.join()
+
+
+class _Worker:
+    def __init__(self, compiler: Compiler, control: Array, number: int) -> None:
+        self._serve, self._control, self._number = compiler.function(serve), control, number
+        self.asleep, self._wake = False, threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._work, name=f"edgellm-{number}", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        seen = 0
+        while (seen := self._serve(self._control.ctypes.data, self._number, seen, PATIENCE)) >= 0:
+            # Announce first, look again after: one of the two sides sees the other.
+            self.asleep = True
+            if self._control[CONTROL_GENERATION // CELL] == seen:
+                self._wake.acquire()
+            self.asleep = False
+
+    def wake(self) -> None:
+        """Once too often does no harm: the worker looks, and sleeps again."""
+        if self.asleep:
+            self._wake.release()
+
+
+def physical_cores() -> int:
+    """Cores that this process may use: its affinity, a container's quota, and not counting hyperthreads twice."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = {_core(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def _core(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int | None:
+    """Whole CPUs that a control group grants, None without a limit."""
+    try:
+        granted, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(granted) // int(period))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,193 @@
+"""The CPU backend against the reference, and against itself: a row's bits depend on nothing but its own past."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import tiny
+from conftest import BUNDLED, shared
+from test_architectures import IDS
+from test_smollm2 import CASES
+
+from edgellm import architectures, quant
+from edgellm.api import Model
+from edgellm.generate import Slot
+from edgellm.kernels.team import physical_cores
+from edgellm.loading import open_model
+from edgellm.perplexity import perplexity
+from edgellm.plan import describe, record
+from edgellm.step import Step
+
+NAMES = architectures.names()
+
+
+def whole(backend, ids=IDS):
+    slot = Slot(backend, 64)
+    logits = slot.extend(ids, wanted=range(len(ids)))
+    slot.close()
+    return logits
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fmt", quant.names())
+def test_logits_are_the_reference_s(name, fmt):
+    """As near as float16 keys and values, and with quantized weights int8 activations, allow."""
+    ours, reference = whole(tiny.backend(name, fmt, "cpu")), whole(tiny.backend(name, fmt))
+    bound = 0.05 if fmt[0] == "q" else 2e-3
+    assert np.abs(ours - reference).max() <= bound * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fmt", ["q4m", "q8", "f16"])
+def test_chunks_and_threads_change_no_bit(name, fmt):
+    expected = whole(tiny.backend(name, fmt, "cpu", n_threads=1))
+    for n_threads in (1, 2, 3):
+        backend = tiny.backend(name, fmt, "cpu", n_threads=n_threads)
+        for sizes in ([40], [39, 1], [7, 13, 20], [1] * 40):
+            slot, at, found = Slot(backend, 64), 0, []
+            for size in sizes:
+                found.append(slot.extend(IDS[at : at + size], wanted=range(size)))
+                at += size
+            np.testing.assert_array_equal(np.concatenate(found), expected, err_msg=f"{n_threads} threads, {sizes}")
+        backend.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mixed_batch_changes_no_bit(name):
+    backend = tiny.backend(name, "q4m", "cpu")
+    sequences = [(IDS[:5], IDS[5:9]), ([], IDS[9:20]), (IDS[20:38], IDS[38:39])]
+    slots = [backend.open_slot() for _ in sequences]
+    for slot, (before, _) in zip(slots, sequences, strict=True):
+        if before:
+            backend.run(Step.chunk(slot, 0, before))
+    steps = [Step.chunk(slot, len(before), now) for slot, (before, now) in zip(slots, sequences, strict=True)]
+    columns = [np.concatenate([getattr(step, key) for step in steps]) for key in ("tokens", "slots", "positions")]
+    apart = [whole(backend, [*before, *now])[len(before) :] for before, now in sequences]
+    found = backend.run(Step(*columns, wanted=np.array([1, 3, 8, 15])))
+    np.testing.assert_array_equal(found, [apart[0][1], apart[0][3], apart[1][4], apart[2][0]])
+
+
+def test_a_trimmed_slot_and_a_step_without_logits():
+    backend = tiny.backend("llama", "q4", "cpu")
+    slot = Slot(backend, 64)
+    assert slot.extend(IDS, wanted=range(0)).shape == (0, 97)
+    assert slot.reuse([*IDS[:20], 5]) == 20
+    np.testing.assert_array_equal(slot.extend([5]), whole(backend, [*IDS[:20], 5])[-1:])
+
+
+def test_a_wrapped_ring_is_the_reference_s():
+    """900 tokens through a window of 5, in chunks of 100, in a ring of 768 positions."""
+    ids = [int(id) for id in np.random.default_rng(2).integers(0, 97, 900)]
+    found = []
+    for kind in ("cpu", "reference"):
+        backend = tiny.backend("mistral", "f32", kind, context_length=1024, max_rows=100)
+        found.append(Slot(backend, 1024).extend(ids, wanted=range(900)))
+    assert np.abs(found[0] - found[1]).max() < 2e-3 * np.abs(found[1]).max()
+
+
+@pytest.fixture(scope="module")
+def smollm2_cpu(smollm2_path):
+    with Model(smollm2_path, backend="cpu") as model:
+        yield model
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["prompt"][:20])
+def test_golden_tokens_given_the_ones_before(smollm2_cpu, case):
+    """Equal where llama.cpp's float32 has a gap of 0.5 between its two likeliest tokens."""
+    ids = case["prompt_ids"] + case["greedy_ids"]
+    found = smollm2_cpu.logits(ids[:-1])[len(case["prompt_ids"]) - 1 :].argmax(axis=1)
+    clear = np.array(case["top2_gaps"]) >= 0.5
+    np.testing.assert_array_equal(found[clear], np.array(case["greedy_ids"])[clear])
+
+
+def test_perplexity_and_divergence(smollm2, smollm2_cpu):
+    """At most 0.3 % above the reference's on 40 chunks; KL divergence from it at most 0.003, on the first chunk."""
+    text = shared("data/text/wikitext-2-raw-test.txt").read_bytes()[:100_000].decode()
+    *_, result = perplexity(smollm2_cpu, text, context=512, chunks=40)
+    assert result.value <= 23.5115 * 1.003
+    ids = smollm2.tokenize(text)[:512]
+    p, q = (model.logits(ids)[256:].astype(np.float64) for model in (smollm2, smollm2_cpu))
+    p, q = (x - x.max(1, keepdims=True) - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+            for x in (p, q))  # fmt: skip
+    assert (np.exp(p) * (p - q)).sum(1).mean() <= 0.003
+
+
+def test_real_weights_change_no_bit_with_chunks_or_threads(smollm2_path):
+    ids = [int(id) for id in np.random.default_rng(0).integers(0, 49152, 300)]
+    found = []
+    for n_threads, sizes in ((1, [300]), (2, [300]), (2, [256, 44]), (3, [299, 1]), (2, [5, 100, 7, 188])):
+        with Model(smollm2_path, backend="cpu", n_threads=n_threads) as model:
+            slot, at = model.open_slot(), 0
+            for size in sizes:
+                logits = slot.extend(ids[at : at + size])
+                at += size
+            found.append(logits)
+    for logits in found[1:]:
+        np.testing.assert_array_equal(logits, found[0])
+
+
+def test_an_idle_model_uses_no_cpu():
+    with Model(BUNDLED, backend="cpu", n_threads=3) as model:
+        model.generate("Once", max_tokens=5)
+        time.sleep(0.2)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.02
+        assert model.generate("Once", temperature=0, max_tokens=3).text == " upon a time"
+
+
+def test_threads_end_with_their_model():
+    before = threading.active_count()
+    with Model(BUNDLED, backend="cpu", n_threads=4) as model:
+        model.generate("Once", max_tokens=1)
+        assert threading.active_count() == before + 3
+    assert threading.active_count() == before
+
+
+def test_physical_cores():
+    assert physical_cores() >= 1
+
+
+def test_the_plan_reads_well(smollm2_path):
+    loaded = open_model(smollm2_path)
+    lines = describe(record(loaded.architecture, loaded.config, loaded.file.tensors))
+    loaded.file.close()
+    assert lines[0].startswith("x = row of embed for each token")
+    assert lines[2] == "layers 0 to 29, each"
+    assert any("gate_up = rms_norm(x) @ gate_up.T" in line for line in lines)
+    assert lines[-1] == "243 ops; 96.4 MB of weights are read for each step"
+    assert len(lines) < 20
+
+
+def test_a_step_that_ctrl_c_interrupted(monkeypatch):
+    """The workers have begun it, the caller has not: the next step, or closing, finds them ready."""
+    backend = tiny.backend("llama", "q8", "cpu", n_threads=3)
+    expected, leader = whole(backend), backend._team._leader
+    slot = Slot(backend, 64)
+    slot.extend(IDS[:10])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leader, "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            slot.extend(IDS[10:20])
+    assert slot.ids == IDS[:10]
+    np.testing.assert_array_equal(slot.extend(IDS[10:])[0], expected[-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(leader, "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            slot.extend([1])
+    backend.close()
+
+
+def test_kernels_need_no_cache(tmp_path, monkeypatch):
+    """Where the cache folder cannot be made, kernels are compiled for this process alone."""
+    from edgellm import isa, kernels
+    from edgellm.kernels.matmul import block_place
+
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "file" / "home"))
+    assert kernels.Compiler(isa.get("generic")).function(block_place)(3, 32) == 3

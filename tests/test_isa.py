@@ -1,0 +1,355 @@
+"""Every primitive on every ISA that this CPU runs, against NumPy."""
+# ruff: noqa: F821  the bodies' names are an ISA's primitives
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from types import FunctionType
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from edgellm import isa
+from edgellm.errors import BackendError
+from edgellm.isa._vectors import LANES, primitives
+
+PAIRWISE = ("add", "sub", "mul", "div", "maximum")
+FLOATS = (*PAIRWISE, "fma", "absolute", "exp", "where_positive", "zero", "fill", "splat_f32")
+
+
+# Bodies.
+
+
+def dots(n, tiles, codes, starts, out):
+    """Of n tiles of 64 bytes, with 4 codes each: the dot products of the bytes, their low and their high nibbles."""
+    for i in range(n):
+        u, s, start = load_bytes(tiles + 64 * i), splat_i32(codes + 4 * i), splat_i32(starts + 4 * i)
+        store_f32(out + 192 * i, to_f32(dot4_u8(start, u, s)))
+        store_f32(out + 192 * i + 64, to_f32(dot4(start, low4(u), s)))
+        store_f32(out + 192 * i + 128, to_f32(dot4(zero_i32(), high4(u), s)))
+
+
+def floats(n, x, y, z, out):
+    """Of n vectors: the results of FLOATS, in that order."""
+    for i in range(n):
+        a, b, c = load_f32(x + 64 * i), load_f32(y + 64 * i), load_f32(z + 64 * i)
+        prefetch(x + 64 * i + 64)
+        store_f32(out, add(a, b))
+        store_f32(out + 64, sub(a, b))
+        store_f32(out + 128, mul(a, b))
+        store_f32(out + 192, div(a, b))
+        store_f32(out + 256, maximum(a, b))
+        store_f32(out + 320, fma(a, b, c))
+        store_f32(out + 384, absolute(a))
+        store_f32(out + 448, exp(a))
+        store_f32(out + 512, where_positive(a, b, c))
+        store_f32(out + 576, zero())
+        store_f32(out + 640, fill(get_f32(y + 64 * i)))
+        store_f32(out + 704, splat_f32(z + 64 * i))
+        out += 768
+
+
+def folds(n, x, sums, maxima, codes, codes_sums):
+    """Of n vectors: their sum, maximum, and, as codes, themselves and their sum."""
+    for i in range(n):
+        a = load_f32(x + 64 * i)
+        set_f32(sums + 4 * i, lanes_sum(a))
+        set_f32(maxima + 4 * i, lanes_max(a))
+        store_codes(codes + 16 * i, a)
+        set_i32(codes_sums + 4 * i, codes_sum(codes + 16 * i))
+
+
+def firsts(x, y, out):
+    """The first 0 to 16 lanes of x, the others of y."""
+    for count in range(17):
+        store_f32(out + 64 * count, first(count, load_f32(x), load_f32(y)))
+
+
+def halves(n, x, vector, scalar):
+    """16 n float32 to float16, as vectors and one by one."""
+    for i in range(n):
+        store_f16(vector + 32 * i, load_f32(x + 64 * i))
+    for i in range(16 * n):
+        set_f16(scalar + 2 * i, get_f32(x + 4 * i))
+
+
+def singles(n, x, vector, scalar):
+    """16 n float16 to float32, as vectors and one by one."""
+    for i in range(n):
+        store_f32(vector + 64 * i, load_f16(x + 32 * i))
+    for i in range(16 * n):
+        set_f32(scalar + 4 * i, get_f16(x + 2 * i))
+
+
+def scalars(x, out):
+    """Copies of 8, 4 and 4 bytes, and the ninth byte as a number."""
+    set_i64(out, get_i64(x))
+    set_i32(out + 8, get_i32(x + 8))
+    set_f32(out + 12, get_f32(x + 12))
+    set_i64(out + 16, get_u8(x + 8))
+
+
+BODIES = (dots, floats, folds, firsts, halves, singles, scalars)
+
+
+@cache
+def bound(name):
+    found = isa.get(name)
+    return primitives(found.dot4, found.dot4_u8)
+
+
+@cache
+def compiled(body, name):
+    from numba import njit
+
+    return njit(error_model="numpy")(FunctionType(body.__code__, {**globals(), **bound(name)}, body.__name__))
+
+
+def run(body, name, *arguments):
+    """Call a body with integers and the addresses of arrays."""
+    compiled(body, name)(*(a if isinstance(a, int) else a.ctypes.data for a in arguments))
+
+
+@pytest.fixture(params=isa.runnable())
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+def test_all_primitives_are_tested():
+    used = {name for body in BODIES for name in body.__code__.co_names}
+    assert set(bound("generic")) <= used
+
+
+# Dot products.
+
+
+def all_products():
+    """Each byte with each code."""
+    every = np.arange(256, dtype=np.uint8).reshape(4, 16, 4)
+    tiles = np.tile(every, (256, 1, 1))
+    codes = np.repeat(np.arange(-128, 128).astype(np.int8), 4)
+    return tiles, np.stack([codes, np.roll(codes, 4), codes[::-1], codes], axis=1)
+
+
+def all_extremes():
+    """Each combination of four extreme bytes with each of four extreme codes."""
+    extremes = np.array(list(itertools.product((0, 1, 15, 127, 128, 255), repeat=4)), np.uint8).reshape(-1, 16, 4)
+    quads = np.array(list(itertools.product((-128, -127, 0, 1, 127), repeat=4)), np.int8)
+    return np.tile(extremes, (len(quads), 1, 1)), np.repeat(quads, len(extremes), axis=0)
+
+
+@pytest.mark.parametrize("cases", [all_products, all_extremes])
+def test_dot_products_are_exact(name, cases, rng):
+    tiles, codes = (np.ascontiguousarray(part) for part in cases())
+    starts = rng.integers(-(2**20), 2**20, len(tiles)).astype(np.int32)
+    out = np.zeros((len(tiles), 3, LANES), np.float32)
+    run(dots, name, len(tiles), tiles, codes, starts, out)
+
+    def expected(u):
+        return np.einsum("nrk,nk->nr", u.astype(np.int64), codes.astype(np.int64))
+
+    np.testing.assert_array_equal(out[:, 0], expected(tiles) + starts[:, None])
+    np.testing.assert_array_equal(out[:, 1], expected(tiles & 15) + starts[:, None])
+    np.testing.assert_array_equal(out[:, 2], expected(tiles >> 4))
+
+
+def test_a_dot_product_begins_anywhere_and_rounds_once(name):
+    starts = np.array([-(2**31), -(2**24) - 1, 2**24 + 1, 2**24 + 3, 2**31 - 1], np.int32)
+    n, out = len(starts), np.zeros((len(starts), 3, LANES), np.float32)
+    run(dots, name, n, np.zeros((n, 64), np.uint8), np.full((n, 4), -128, np.int8), starts, out)
+    np.testing.assert_array_equal(out[:, 0], np.broadcast_to(starts.astype(np.float32)[:, None], (n, LANES)))
+    np.testing.assert_array_equal(out[:, 1], out[:, 0])
+
+
+# Float operations.
+
+
+@cache
+def float_results(name):
+    """Inputs with x in [-90, 0], and what FLOATS make of them."""
+    rng = np.random.default_rng(21)
+    x = -np.linspace(0, 90, 16 * 4000, dtype=np.float32).reshape(-1, LANES)
+    y, z = (rng.uniform(1, 2, x.shape).astype(np.float32) * rng.choice([-1, 1], x.shape) for _ in range(2))
+    y, z = y.astype(np.float32), z.astype(np.float32)
+    out = np.zeros((len(x), len(FLOATS), LANES), np.float32)
+    run(floats, name, len(x), x, y, z, out)
+    return x, y, z, dict(zip(FLOATS, out.swapaxes(0, 1), strict=True))
+
+
+def test_float_operations(name):
+    x, y, z, result = float_results(name)
+    expected = {
+        "add": x + y, "sub": x - y, "mul": x * y, "div": x / y, "maximum": np.maximum(x, y),
+        "fma": (x.astype(np.float64) * y + z).astype(np.float32),
+        "absolute": abs(x), "where_positive": z, "zero": 0 * z,
+        "fill": y[:, :1] + 0 * z, "splat_f32": z[:, :1] + 0 * z,
+    }  # fmt: skip
+    for operation, values in expected.items():
+        np.testing.assert_array_equal(result[operation], values, err_msg=operation)
+
+
+def test_fma_rounds_once(name):
+    x = np.full((1, LANES), 1 + 2.0**-23, np.float32)
+    z, out = -(x * x), np.zeros((len(FLOATS), LANES), np.float32)
+    run(floats, name, 1, x, x, z, out)
+    assert (out[FLOATS.index("fma")] == 2.0**-46).all()
+    assert (out[FLOATS.index("where_positive")] == x).all()
+
+
+def test_exp(name):
+    x, _, _, result = float_results(name)
+    inside, exact = x > -87, np.exp(x.astype(np.float64))
+    assert (abs(result["exp"] / exact - 1)[inside]).max() < 2e-7
+    assert (result["exp"][x < -87] == 0).all()
+    assert result["exp"][0, 0] == 1
+
+
+def test_exp_of_hardly_anything(name):
+    x = np.resize(np.array([0, -0.0, -87.5, -104, -1e30, -np.inf], np.float32), (1, LANES))
+    out = np.zeros((len(FLOATS), LANES), np.float32)
+    run(floats, name, 1, x, np.ones_like(x), x, out)
+    np.testing.assert_array_equal(out[FLOATS.index("exp")], np.resize(np.float32([1, 1, 0, 0, 0, 0]), LANES))
+
+
+def test_float_results_have_the_same_bits_on_every_isa(name):
+    for operation, values in float_results(name)[-1].items():
+        expected = float_results("generic")[-1][operation]
+        np.testing.assert_array_equal(values.view(np.int32), expected.view(np.int32), err_msg=operation)
+
+
+# Lanes and codes.
+
+
+def in_tree_order(x):
+    """Lane i with lane i + 8, then + 4, + 2, + 1."""
+    while x.shape[1] > 1:
+        x = x[:, : x.shape[1] // 2] + x[:, x.shape[1] // 2 :]
+    return x[:, 0]
+
+
+def test_folds_and_codes(name, rng):
+    x = rng.uniform(-127, 127, (2000, LANES)).astype(np.float32)
+    x[:8] = (np.arange(-64, 64) + 0.5).reshape(8, LANES)
+    x[8:12] = np.array([-127, 127, -126.5, 126.5], np.float32)[:, None]
+    sums, maxima, codes_sums = np.zeros(2000, np.float32), np.zeros(2000, np.float32), np.zeros(2000, np.int32)
+    codes = np.zeros((2000, LANES), np.int8)
+    run(folds, name, len(x), x, sums, maxima, codes, codes_sums)
+    np.testing.assert_array_equal(sums.view(np.int32), in_tree_order(x).view(np.int32))
+    np.testing.assert_array_equal(maxima, x.max(axis=1))
+    np.testing.assert_array_equal(codes, np.rint(x))
+    np.testing.assert_array_equal(codes_sums, codes.sum(axis=1, dtype=np.int32))
+
+
+def test_first(name, rng):
+    x, y = rng.standard_normal((2, LANES)).astype(np.float32)
+    out = np.zeros((17, LANES), np.float32)
+    run(firsts, name, x, y, out)
+    np.testing.assert_array_equal(out, np.where(np.arange(LANES) < np.arange(17)[:, None], x, y))
+
+
+# Memory.
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_float32_to_float16_rounds_to_even(name, rng):
+    between = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (between[1:] + between[:-1]) / 2
+    wide = rng.standard_normal(2000) * 2.0 ** rng.integers(-30, 20, 2000)
+    x = np.resize(np.concatenate([between, -between, wide, [65519, 65520, np.inf]]).astype(np.float32), (4200, LANES))
+    vector, scalar = np.zeros((2, *x.shape), np.float16)
+    run(halves, name, len(x), x, vector, scalar)
+    expected = x.astype(np.float16).view(np.uint16)
+    np.testing.assert_array_equal(vector.view(np.uint16), expected)
+    np.testing.assert_array_equal(scalar.view(np.uint16), expected)
+
+
+def test_float16_to_float32(name):
+    x = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    x[np.isnan(x)] = np.nan  # quiet ones: converting others warns on Arm
+    vector, scalar = np.zeros((2, *x.shape), np.float32)
+    run(singles, name, len(x) // LANES, x, vector, scalar)
+    np.testing.assert_array_equal(vector, x.astype(np.float32))
+    np.testing.assert_array_equal(scalar, vector)
+
+
+def test_memory_need_not_be_aligned(name, rng):
+    memory = rng.integers(0, 256, 65).astype(np.uint8)
+    out = np.zeros(24, np.uint8)
+    run(scalars, name, memory[1:], out)
+    np.testing.assert_array_equal(out[:16], memory[1:17])
+    assert out[16:].view(np.int64) == memory[9]
+    half = np.zeros(LANES, np.float32)
+    run(singles, name, 1, memory[1:], half, np.zeros(LANES, np.float32))
+    np.testing.assert_array_equal(half, memory[1:33].copy().view(np.float16).astype(np.float32))
+
+
+# The choice.
+
+
+def test_names_are_best_first():
+    assert isa.names() == ["avx512vnni", "avxvnni", "avx2", "neon_dotprod", "neon", "generic"]
+    assert isa.runnable() == [name for name in isa.names() if name in isa.runnable()]
+
+
+def test_the_best_isa_is_chosen(monkeypatch):
+    monkeypatch.delenv("EDGELLM_ISA", raising=False)
+    assert isa.detect() is isa.get(isa.runnable()[0])
+
+
+def test_another_isa_can_be_asked_for(name, monkeypatch):
+    monkeypatch.setenv("EDGELLM_ISA", name)
+    assert isa.detect() is isa.get(name)
+
+
+@pytest.mark.parametrize("wanted", ["nothing", *sorted({"neon", "avx2"} - set(isa.runnable()))])
+def test_an_isa_that_does_not_run_is_refused(wanted, monkeypatch):
+    monkeypatch.setenv("EDGELLM_ISA", wanted)
+    with pytest.raises(BackendError, match=f"'{wanted}'; this CPU runs {', '.join(isa.runnable())}$"):
+        isa.detect()
+
+
+def test_an_unknown_isa_is_refused():
+    with pytest.raises(BackendError, match="unknown ISA 'nothing'; known: avx512vnni, avxvnni, "):
+        isa.get("nothing")
+
+
+CPUS = {
+    "avx512vnni": ("x86_64", "avx512f avx512bw avx512vl avx512vnni avx2 fma f16c"),
+    "avxvnni": ("x86_64", "avxvnni avx2 fma f16c"),
+    "avx2": ("x86_64", "avx2 fma f16c"),
+    "neon_dotprod": ("aarch64", "dotprod"),
+    "neon": ("aarch64", ""),
+    "generic": ("x86_64", "f16c"),
+}
+
+
+@pytest.mark.parametrize("best", CPUS)
+def test_the_best_isa_of_other_cpus(best, monkeypatch):
+    machine, features = CPUS[best]
+    monkeypatch.setattr(isa, "cpu", lambda: (machine, frozenset(features.split())))
+    assert isa.runnable()[0] == best
+
+
+@pytest.mark.parametrize(
+    ("name", "there"), [("cortex-a76", True), ("apple-m1", True), ("cortex-a72", False), ("generic", False)]
+)
+def test_the_name_of_an_arm_cpu_implies_dot_products(name, there):
+    from llvmlite import binding
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    assert isa._emits_dot_products("aarch64-unknown-linux-gnu", name, "+neon,+fp-armv8") == there
+
+
+def test_the_machine_is_named_as_isas_name_it():
+    machine, features = isa.cpu()
+    assert machine in {isa.get(name).MACHINE for name in isa.names()}
+    assert all(isinstance(feature, str) for feature in features)
