@@ -13,6 +13,7 @@ from test_smollm2 import CASES
 from edgellm import architectures, quant
 from edgellm.api import Model
 from edgellm.generate import Slot
+from edgellm.kernels.pace import Pace
 from edgellm.kernels.team import physical_cores
 from edgellm.loading import open_model
 from edgellm.perplexity import perplexity
@@ -191,3 +192,30 @@ def test_kernels_need_no_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "file" / "home"))
     assert kernels.Compiler(isa.get("generic")).function(block_place)(3, 32) == 3
+
+
+def times(pace, seconds, steps):
+    """The numbers of threads that a pace chooses while steps take seconds[n]."""
+    chosen = []
+    for _ in range(steps):
+        chosen.append(pace.next())
+        pace.took(chosen[-1], seconds[chosen[-1]])
+    return chosen
+
+
+def test_the_number_of_threads_follows_what_is_fastest():
+    pace = Pace(4)
+    quiet, busy = {4: 1.0, 3: 1.3, 1: 3.0}, {4: 9.0, 3: 1.4, 1: 3.1}
+    assert times(pace, quiet, 400).count(4) >= 380
+    assert times(pace, busy, 400)[20:].count(3) >= 350
+    assert times(pace, quiet, 400)[100:].count(4) >= 280
+    assert set(times(Pace(1), {1: 1.0}, 100)) == {1}
+
+
+def test_any_mixture_of_thread_counts_gives_the_same_bits(monkeypatch):
+    expected = whole(tiny.backend("llama", "q4m", "cpu", n_threads=1))
+    backend = tiny.backend("llama", "q4m", "cpu", n_threads=3)
+    counts = iter([1, 3, 2] * 20)
+    monkeypatch.setattr(backend._team._pace, "next", lambda: next(counts))
+    slot = Slot(backend, 64)
+    np.testing.assert_array_equal(np.concatenate([slot.extend([id]) for id in IDS]), expected)

@@ -47,8 +47,11 @@ STEP_CELLS = 16
 has STEP_SCRATCH_BYTES for each thread; STEP_PACKED is shared. STEP_BARRIER is the address of the barrier's counter,
 STEP_ARRIVED what stood there before the step."""
 
+MOST_THREADS = 256
+"""A generation is a count times this, plus the number of threads that are in its step."""
+
 # What a team of threads shares. The generation stands alone in its cache line, as all of them watch it.
 CONTROL_GENERATION = 0
-CONTROL_RECORDS, CONTROL_N_RECORDS, CONTROL_STEP, CONTROL_N_THREADS, CONTROL_STOP = (CELL * (16 + i) for i in range(5))
+CONTROL_RECORDS, CONTROL_N_RECORDS, CONTROL_STEP, CONTROL_STOP = (CELL * (16 + i) for i in range(4))
 CONTROL_COUNTER = CELL * 32
 CONTROL_CELLS = 64

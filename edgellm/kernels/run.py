@@ -7,10 +7,10 @@ from edgellm.kernels.layout import (
     CELL,
     CONTROL_GENERATION,
     CONTROL_N_RECORDS,
-    CONTROL_N_THREADS,
     CONTROL_RECORDS,
     CONTROL_STEP,
     CONTROL_STOP,
+    MOST_THREADS,
     OP,
     RECORD_CELLS,
     STEP_ARRIVED,
@@ -59,7 +59,7 @@ def serve(control: int, thread: int, seen: int, patience: int) -> int:
         seen, spins = generation, 0
         if get_i64(control + CONTROL_STOP):
             return -1
-        n_threads = get_i64(control + CONTROL_N_THREADS)
+        n_threads = generation % MOST_THREADS
         if thread < n_threads:
             run(get_i64(control + CONTROL_RECORDS), get_i64(control + CONTROL_N_RECORDS),
                 get_i64(control + CONTROL_STEP), thread, n_threads)  # fmt: skip

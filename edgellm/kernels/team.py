@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from edgellm.kernels.layout import (
     CONTROL_COUNTER,
     CONTROL_GENERATION,
     CONTROL_N_RECORDS,
-    CONTROL_N_THREADS,
     CONTROL_RECORDS,
     CONTROL_STEP,
     CONTROL_STOP,
+    MOST_THREADS,
     STEP_ARRIVED,
     STEP_BARRIER,
+    STEP_ROWS,
 )  # fmt: skip
+from edgellm.kernels.pace import Pace
 from edgellm.kernels.run import run, serve
 
 PATIENCE = 20_000
@@ -31,18 +34,22 @@ PATIENCE = 20_000
 
 
 class Team:
-    """`n_threads` threads, the caller's one of them. One plan at a time."""
+    """Up to `n_threads` threads, the caller's one of them. One plan at a time."""
 
     def __init__(self, compiler: Compiler, n_threads: int | None) -> None:
-        self.n_threads = n_threads or physical_cores()
-        self._leader = _Leader(compiler, self.n_threads)
+        self.n_threads = min(n_threads or physical_cores(), MOST_THREADS - 1)
+        self._leader, self._pace = _Leader(compiler, self.n_threads), Pace(self.n_threads)
         self._finalizer = weakref.finalize(self, self._leader.stop)
 
     def run(self, records: Array, step: Array, *alive: Array) -> None:
         """Do a plan; returns when every thread is done. Arrays that the step points to are kept alive until then."""
         self._leader.finish()
-        self._leader.start(records, step, alive)
+        alone = step[STEP_ROWS // CELL] == 1
+        n_threads, started = self._pace.next() if alone else self.n_threads, time.perf_counter()
+        self._leader.start(records, step, n_threads, alive)
         self._leader.finish()
+        if alone:
+            self._pace.took(n_threads, time.perf_counter() - started)
 
     def close(self) -> None:
         self._finalizer()
@@ -53,41 +60,45 @@ class _Leader:
     have begun: then the next call, or the end, does the leader's share of it first."""
 
     def __init__(self, compiler: Compiler, n_threads: int) -> None:
-        self._run, self._n_threads = compiler.function(run), n_threads
+        self._run = compiler.function(run)
         self._control = np.zeros(CONTROL_CELLS, np.int64)
         self._workers = [_Worker(compiler, self._control, i) for i in range(1, n_threads)]
-        self._begun: tuple[int, Array, Array, tuple[Array, ...]] | None = None
+        self._begun: tuple[int, Array, Array, int, tuple[Array, ...]] | None = None
 
-    def start(self, records: Array, step: Array, alive: tuple[Array, ...]) -> None:
+    def start(self, records: Array, step: Array, n_threads: int, alive: tuple[Array, ...]) -> None:
         control = self._control
         step[STEP_BARRIER // CELL] = control.ctypes.data + CONTROL_COUNTER
         step[STEP_ARRIVED // CELL] = control[CONTROL_COUNTER // CELL]
         control[CONTROL_RECORDS // CELL] = records.ctypes.data
         control[CONTROL_N_RECORDS // CELL] = len(records)
         control[CONTROL_STEP // CELL] = step.ctypes.data
-        control[CONTROL_N_THREADS // CELL] = self._n_threads
-        self._begun = int(control[CONTROL_GENERATION // CELL]) + 1, records, step, alive
-        self._post()
+        self._begun = self._generation(n_threads), records, step, n_threads, alive
+        self._post(n_threads)
 
     def finish(self) -> None:
         """Do this thread's share of the step that was begun, if one was."""
         if self._begun:
-            generation, records, step, _ = self._begun
+            generation, records, step, n_threads, _ = self._begun
             if self._control[CONTROL_GENERATION // CELL] == generation:
-                for worker in self._workers:
+                for worker in self._workers[: n_threads - 1]:
                     worker.wake()
-                self._run(records.ctypes.data, len(records), step.ctypes.data, 0, self._n_threads)
+                self._run(records.ctypes.data, len(records), step.ctypes.data, 0, n_threads)
         self._begun = None
 
-    def _post(self) -> None:
-        self._control[CONTROL_GENERATION // CELL] += 1
-        for worker in self._workers:
+    def _generation(self, n_threads: int) -> int:
+        """The next generation: a count, and who is in it. One number, because a worker that is not in a step may look
+        while the next one is being written down."""
+        return (int(self._control[CONTROL_GENERATION // CELL]) // MOST_THREADS + 1) * MOST_THREADS + n_threads
+
+    def _post(self, n_threads: int) -> None:
+        self._control[CONTROL_GENERATION // CELL] = self._generation(n_threads)
+        for worker in self._workers[: n_threads - 1]:
             worker.wake()
 
     def stop(self) -> None:
         self.finish()
         self._control[CONTROL_STOP // CELL] = 1
-        self._post()
+        self._post(len(self._workers) + 1)
         for worker in self._workers:
             worker.thread.join()
 
