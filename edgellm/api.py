@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from edgellm import backends, store
+from edgellm import backends, catalog, store
 from edgellm.arrays import F32
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, EdgeError
@@ -25,7 +25,6 @@ from edgellm.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from edgellm.chat import Chat
 
-DEFAULT_MODEL = "smollm2"
 MAX_DEFAULT_CONTEXT = 8192
 """A context that nobody asked for is not larger: its cache would be the largest thing in memory."""
 
@@ -99,7 +98,7 @@ class Stream(Iterator[Piece]):
 
 
 def load(
-    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    model: str | os.PathLike[str] = catalog.DEFAULT,
     *,
     backend: str | None = None,
     context_length: int | None = None,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from edgellm.architectures import LayerCache
 from edgellm.arrays import F32, I32, Array
+from edgellm.step import Step
 
 
 class Ring:
@@ -74,3 +76,37 @@ class SlotCache(Held):
     def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int) -> None:
         self.rings = [Ring(layer, context_length, max_rows) for layer in layers]
         super().__init__([(ring.capacity, ring.window) for ring in self.rings])
+
+
+H = TypeVar("H", bound=Held)
+
+
+class Slots(Generic[H]):
+    """What backends share: the open slots, each a Held made by `make`, and their part in a step."""
+
+    def __init__(self, make: Callable[[], H], context_length: int) -> None:
+        self._make, self._context_length = make, context_length
+        self._slots: dict[int, H] = {}
+
+    def open_slot(self) -> int:
+        slot = max(self._slots, default=-1) + 1
+        self._slots[slot] = self._make()
+        return slot
+
+    def close_slot(self, slot: int) -> None:
+        self._slots.pop(slot, None)
+
+    def trim(self, slot: int, length: int) -> int:
+        return self._slots[slot].trim(length)
+
+    def _begin(self, step: Step) -> None:
+        """Kernels write where the step says, unchecked: its rows must follow what is held, and fit."""
+        for slot, rows in step.by_slot():
+            held = self._slots[slot].length
+            assert np.array_equal(step.positions[rows], np.arange(held, held + len(rows)))
+            assert held + len(rows) <= self._context_length
+            self._slots[slot].reserve(len(rows))
+
+    def _end(self, step: Step) -> None:
+        for slot, rows in step.by_slot():
+            self._slots[slot].advance(len(rows))

@@ -11,7 +11,7 @@ import numpy as np
 from edgellm import isa, quant
 from edgellm.architectures import Architecture, LayerCache
 from edgellm.arrays import F32, Array
-from edgellm.cache import Held
+from edgellm.cache import Held, Slots
 from edgellm.kernels import Compiler, all_compiled, compiler, dots, layout
 from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
 from edgellm.kernels.matmul import matmul
@@ -26,7 +26,7 @@ PROLOGUES = {"silu": 2, "gelu_tanh": 3}
 QUANTIZED = ("q4", "q4m", "q8")
 
 
-class Backend:
+class Backend(Slots["_Slot"]):
     MAX_ROWS = 512
 
     def __init__(
@@ -45,22 +45,10 @@ class Backend:
         self._records = _Lowering(kernels, plan, self._memory).records()
         all_compiled()
         self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
-        self._slots: dict[int, _Slot] = {}
-
-    def open_slot(self) -> int:
-        slot = max(self._slots, default=-1) + 1
-        self._slots[slot] = _Slot(self._memory.layers)
-        return slot
-
-    def close_slot(self, slot: int) -> None:
-        self._slots.pop(slot, None)
-
-    def trim(self, slot: int, length: int) -> int:
-        return self._slots[slot].trim(length)
+        super().__init__(lambda: _Slot(self._memory.layers), context_length)
 
     def run(self, step: Step) -> F32:
-        for slot, rows in step.by_slot():
-            self._slots[slot].reserve(len(rows))
+        self._begin(step)
         logits = np.empty((len(step.wanted), -(-self._vocab_size // 16) * 16), np.float32)
         caches = np.zeros(max(self._slots) + 1, np.int64)
         for slot, held in self._slots.items():
@@ -75,8 +63,7 @@ class Backend:
         }.items():  # fmt: skip
             cells[getattr(layout, f"STEP_{name}") // layout.CELL] = value
         self._team.run(self._records, cells, caches, wanted, logits, step.tokens, step.positions, step.slots)
-        for slot, rows in step.by_slot():
-            self._slots[slot].advance(len(rows))
+        self._end(step)
         return logits[:, : self._vocab_size]
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 from edgellm import quant
 from edgellm.architectures import Architecture
 from edgellm.arrays import F32, Array
-from edgellm.cache import SlotCache
+from edgellm.cache import SlotCache, Slots
 from edgellm.ops import Activation
 from edgellm.step import Step
 from edgellm.tensor import Tensor, Weights
@@ -21,7 +21,7 @@ from edgellm.tensor import Tensor, Weights
 GELU = np.float32((2 / np.pi) ** 0.5)
 
 
-class Backend:
+class Backend(Slots[SlotCache]):
     MAX_ROWS = 512
 
     def __init__(
@@ -33,33 +33,16 @@ class Backend:
         n_threads: int | None = None,
     ) -> None:
         self._architecture, self._config, self._weights = architecture, config, Weights(tensors)
-        self._context_length, self._n_threads = context_length, n_threads
-        self._blas = ThreadpoolController()
-        self._layers = architecture.caches(config)
-        self._slots: dict[int, SlotCache] = {}
+        self._blas, self._n_threads = ThreadpoolController(), n_threads
+        layers = architecture.caches(config)
+        super().__init__(lambda: SlotCache(layers, context_length, self.MAX_ROWS), context_length)
         self._dense: dict[str, F32] = {}
 
-    def open_slot(self) -> int:
-        slot = max(self._slots, default=-1) + 1
-        self._slots[slot] = SlotCache(self._layers, self._context_length, self.MAX_ROWS)
-        return slot
-
-    def close_slot(self, slot: int) -> None:
-        self._slots.pop(slot, None)
-
-    def trim(self, slot: int, length: int) -> int:
-        return self._slots[slot].trim(length)
-
     def run(self, step: Step) -> F32:
-        for slot, rows in step.by_slot():
-            held = self._slots[slot].length
-            assert np.array_equal(step.positions[rows], np.arange(held, held + len(rows)))
-            assert held + len(rows) <= self._context_length
-            self._slots[slot].reserve(len(rows))
+        self._begin(step)
         with self._blas.limit(limits=self._n_threads, user_api="blas"):
             logits = self._architecture.forward(self._config, self._weights, _Ops(step, self._slots, self._dense))
-        for slot, rows in step.by_slot():
-            self._slots[slot].advance(len(rows))
+        self._end(step)
         return logits
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Kernels of the CPU backend: plain functions over vector primitives, compiled for the very CPU they run on.
 
-A body is written once. `compile_op` and its kin rebuild it with the primitives of an ISA in place of the plain ones,
+A body is written once. `Compiler` rebuilds it with the primitives of an ISA in place of the plain ones,
 and so on down through the bodies that it calls. All flags of the compiler are here.
 """
 
