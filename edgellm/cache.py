@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -82,15 +82,18 @@ H = TypeVar("H", bound=Held)
 
 
 class Slots(Generic[H]):
-    """What backends share: the open slots, each a Held made by `make`, and their part in a step."""
+    """What backends share: the open slots, which a backend makes by `_new_slot`, and their part in a step."""
 
-    def __init__(self, make: Callable[[], H], context_length: int) -> None:
-        self._make, self._context_length = make, context_length
+    def __init__(self, context_length: int) -> None:
+        self._context_length = context_length
         self._slots: dict[int, H] = {}
+
+    def _new_slot(self) -> H:
+        raise NotImplementedError
 
     def open_slot(self) -> int:
         slot = max(self._slots, default=-1) + 1
-        self._slots[slot] = self._make()
+        self._slots[slot] = self._new_slot()
         return slot
 
     def close_slot(self, slot: int) -> None:

@@ -45,7 +45,10 @@ class Backend(Slots["_Slot"]):
         self._records = _Lowering(kernels, plan, self._memory).records()
         all_compiled()
         self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
-        super().__init__(lambda: _Slot(self._memory.layers), context_length)
+        super().__init__(context_length)
+
+    def _new_slot(self) -> _Slot:
+        return _Slot(self._memory.layers)
 
     def run(self, step: Step) -> F32:
         self._begin(step)

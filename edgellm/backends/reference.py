@@ -34,9 +34,12 @@ class Backend(Slots[SlotCache]):
     ) -> None:
         self._architecture, self._config, self._weights = architecture, config, Weights(tensors)
         self._blas, self._n_threads = ThreadpoolController(), n_threads
-        layers = architecture.caches(config)
-        super().__init__(lambda: SlotCache(layers, context_length, self.MAX_ROWS), context_length)
+        super().__init__(context_length)
+        self._layers = architecture.caches(config)
         self._dense: dict[str, F32] = {}
+
+    def _new_slot(self) -> SlotCache:
+        return SlotCache(self._layers, self._context_length, self.MAX_ROWS)
 
     def run(self, step: Step) -> F32:
         self._begin(step)
