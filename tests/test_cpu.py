@@ -1,4 +1,4 @@
-"""The CPU backend against the reference, and against itself: a row's bits depend on nothing but its own past."""
+"""The CPU backend against the reference; its threads, its start and its end. Its bits: test_bits.py."""
 
 import threading
 import time
@@ -18,7 +18,6 @@ from edgellm.kernels.team import physical_cores
 from edgellm.loading import open_model
 from edgellm.perplexity import perplexity
 from edgellm.plan import describe, record
-from edgellm.step import Step
 
 NAMES = architectures.names()
 
@@ -37,44 +36,6 @@ def test_logits_are_the_reference_s(name, fmt):
     ours, reference = whole(tiny.backend(name, fmt, "cpu")), whole(tiny.backend(name, fmt))
     bound = 0.05 if fmt[0] == "q" else 2e-3
     assert np.abs(ours - reference).max() <= bound * np.abs(reference).max()
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fmt", ["q4m", "q8", "f16"])
-def test_chunks_and_threads_change_no_bit(name, fmt):
-    expected = whole(tiny.backend(name, fmt, "cpu", n_threads=1))
-    for n_threads in (1, 2, 3):
-        backend = tiny.backend(name, fmt, "cpu", n_threads=n_threads)
-        for sizes in ([40], [39, 1], [7, 13, 20], [1] * 40):
-            slot, at, found = Slot(backend, 64), 0, []
-            for size in sizes:
-                found.append(slot.extend(IDS[at : at + size], wanted=range(size)))
-                at += size
-            np.testing.assert_array_equal(np.concatenate(found), expected, err_msg=f"{n_threads} threads, {sizes}")
-        backend.close()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_mixed_batch_changes_no_bit(name):
-    backend = tiny.backend(name, "q4m", "cpu")
-    sequences = [(IDS[:5], IDS[5:9]), ([], IDS[9:20]), (IDS[20:38], IDS[38:39])]
-    slots = [backend.open_slot() for _ in sequences]
-    for slot, (before, _) in zip(slots, sequences, strict=True):
-        if before:
-            backend.run(Step.chunk(slot, 0, before))
-    steps = [Step.chunk(slot, len(before), now) for slot, (before, now) in zip(slots, sequences, strict=True)]
-    columns = [np.concatenate([getattr(step, key) for step in steps]) for key in ("tokens", "slots", "positions")]
-    apart = [whole(backend, [*before, *now])[len(before) :] for before, now in sequences]
-    found = backend.run(Step(*columns, wanted=np.array([1, 3, 8, 15])))
-    np.testing.assert_array_equal(found, [apart[0][1], apart[0][3], apart[1][4], apart[2][0]])
-
-
-def test_a_trimmed_slot_and_a_step_without_logits():
-    backend = tiny.backend("llama", "q4", "cpu")
-    slot = Slot(backend, 64)
-    assert slot.extend(IDS, wanted=range(0)).shape == (0, 97)
-    assert slot.reuse([*IDS[:20], 5]) == 20
-    np.testing.assert_array_equal(slot.extend([5]), whole(backend, [*IDS[:20], 5])[-1:])
 
 
 def test_a_wrapped_ring_is_the_reference_s():
@@ -210,12 +171,3 @@ def test_the_number_of_threads_follows_what_is_fastest():
     assert times(pace, busy, 400)[20:].count(3) >= 350
     assert times(pace, quiet, 400)[100:].count(4) >= 280
     assert set(times(Pace(1), {1: 1.0}, 100)) == {1}
-
-
-def test_any_mixture_of_thread_counts_gives_the_same_bits(monkeypatch):
-    expected = whole(tiny.backend("llama", "q4m", "cpu", n_threads=1))
-    backend = tiny.backend("llama", "q4m", "cpu", n_threads=3)
-    counts = iter([1, 3, 2] * 20)
-    monkeypatch.setattr(backend._team._pace, "next", lambda: next(counts))
-    slot = Slot(backend, 64)
-    np.testing.assert_array_equal(np.concatenate([slot.extend([id]) for id in IDS]), expected)
