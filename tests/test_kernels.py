@@ -35,7 +35,7 @@ def problem(fmt, rows, n, k, pair):
     return module.pack(stored), module.dequantize(quantized), x
 
 
-def multiply(isa_name, fmt, rows, n, k, pair, x=None, n_threads=1, **fields):
+def multiply(isa_name, fmt, rows, n, k, pair, x=None, n_threads=1, bodies=(prepare, matmul), step_fields=(), **fields):
     """What the kernels compute; the threads take turns."""
     tiles, _, activations = problem(fmt, rows, n, k, pair)
     x = activations if x is None else x
@@ -59,8 +59,9 @@ def multiply(isa_name, fmt, rows, n, k, pair, x=None, n_threads=1, **fields):
     })  # fmt: skip
     step = cells(layout.STEP_CELLS, "STEP_", {
         "ROWS": len(x), "SCRATCH": scratch.ctypes.data, "SCRATCH_BYTES": scratch_bytes, "PACKED": shared.ctypes.data,
+        **dict(step_fields),
     })  # fmt: skip
-    for body in (prepare, matmul):
+    for body in bodies:
         for thread in range(n_threads):
             kernels.function(body)(record.ctypes.data, step.ctypes.data, thread, n_threads)
     return out[:, :n]
