@@ -71,7 +71,9 @@ def problem(fmt, rows, n, k, pair):
     return Matrix(fmt, quantized, pair), x
 
 
-def multiply(name, matrix, x, n_threads=1, wanted=None, twice=False, shift=0, **fields):
+def multiply(
+    name, matrix, x, n_threads=1, wanted=None, twice=False, shift=0, bodies=(prepare, matmul), step_fields=(), **fields
+):
     """What the kernels of an ISA compute; the threads take turns, the last one first.
 
     wanted: compute these rows only. twice: the result of a second matmul, which finds the rows prepared. shift: put
@@ -100,7 +102,7 @@ def multiply(name, matrix, x, n_threads=1, wanted=None, twice=False, shift=0, **
     })  # fmt: skip
     step = cells(layout.STEP_CELLS, "STEP_", {
         "ROWS": len(x), "SCRATCH": scratch.ctypes.data, "SCRATCH_BYTES": scratch_bytes, "PACKED": shared.ctypes.data,
-        "WANTED": wanted.ctypes.data, "N_WANTED": len(wanted), "LOGITS": out.ctypes.data,
+        "WANTED": wanted.ctypes.data, "N_WANTED": len(wanted), "LOGITS": out.ctypes.data, **dict(step_fields),
     })  # fmt: skip
 
     def run(*bodies):
@@ -108,7 +110,7 @@ def multiply(name, matrix, x, n_threads=1, wanted=None, twice=False, shift=0, **
             for thread in reversed(range(n_threads)):
                 kernels.function(body)(record.ctypes.data, step.ctypes.data, thread, n_threads)
 
-    run(prepare, matmul)
+    run(*bodies)
     if twice:
         source[:], out[:], record[layout.SAME_INPUT // layout.CELL] = np.nan, 0.5, 1
         run(matmul)

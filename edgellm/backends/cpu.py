@@ -10,10 +10,11 @@ import numpy as np
 
 from edgellm import isa, quant
 from edgellm.architectures import Architecture, LayerCache
-from edgellm.arrays import F32, Array
+from edgellm.arrays import F32, I32, Array
 from edgellm.cache import Held, Slots
 from edgellm.kernels import Compiler, all_compiled, compiler, dots, layout
 from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
+from edgellm.kernels.best import best
 from edgellm.kernels.matmul import matmul
 from edgellm.kernels.prepare import prepare
 from edgellm.kernels.rows import FORMATS, embed, rope_angles, rope_append
@@ -24,6 +25,8 @@ from edgellm.tensor import Tensor
 
 PROLOGUES = {"silu": 2, "gelu_tanh": 3}
 QUANTIZED = ("q4", "q4m", "q8")
+BEST = np.dtype([("logit", np.float32), ("token", np.int32)])
+"""What a thread finds for a row; see kernels.best."""
 
 
 class Backend(Slots["_Slot"]):
@@ -51,8 +54,20 @@ class Backend(Slots["_Slot"]):
         return _Slot(self._memory.layers)
 
     def run(self, step: Step) -> F32:
-        self._begin(step)
         logits = np.empty((len(step.wanted), -(-self._vocab_size // 16) * 16), np.float32)
+        self._run(step, "LOGITS", logits)
+        return logits[:, : self._vocab_size]
+
+    def best(self, step: Step) -> I32:
+        found = np.full((self._team.n_threads, len(step.wanted)), np.array((-np.inf, 0), BEST))
+        self._run(step, "BEST", found)
+        # Threads have their tokens in ascending order, so the first of equals is right here too; NaN counts as largest.
+        best_thread = found["logit"].argmax(axis=0)
+        tokens: I32 = found["token"][best_thread, np.arange(len(step.wanted))]
+        return tokens
+
+    def _run(self, step: Step, wants: str, out: Array) -> None:
+        self._begin(step)
         caches = np.zeros(max(self._slots) + 1, np.int64)
         for slot, held in self._slots.items():
             caches[slot] = held.address
@@ -62,12 +77,11 @@ class Backend(Slots["_Slot"]):
             "ROWS": len(step.tokens), "TOKENS": step.tokens.ctypes.data, "POSITIONS": step.positions.ctypes.data,
             "SLOTS": step.slots.ctypes.data, "CACHES": caches.ctypes.data, "WANTED": wanted.ctypes.data,
             "N_WANTED": len(wanted), "SCRATCH": _address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
-            "PACKED": _address(self._memory.packed), "LOGITS": logits.ctypes.data,
+            "PACKED": _address(self._memory.packed), wants: out.ctypes.data,
         }.items():  # fmt: skip
             cells[getattr(layout, f"STEP_{name}") // layout.CELL] = value
-        self._team.run(self._records, cells, caches, wanted, logits, step.tokens, step.positions, step.slots)
+        self._team.run(self._records, cells, caches, wanted, out, step.tokens, step.positions, step.slots)
         self._end(step)
-        return logits[:, : self._vocab_size]
 
     def close(self) -> None:
         self._team.close()
@@ -210,13 +224,14 @@ class _Lowering:
         elif isinstance(op.source, Gated):
             fields["PROLOGUE"] = PROLOGUES[op.source.activation]
         if op.logits:
-            fields["TARGET_STRIDE"] = 64 * fields["N_BLOCKS"]
+            fields |= {"TARGET_STRIDE": 64 * fields["N_BLOCKS"], "VOCAB_SIZE": op.weight.shape[0]}
+            fields["LOGITS_OP"] = self._kernels.op(matmul)
         else:
             fields["TARGET"], fields["TARGET_STRIDE"] = self._memory.place(op.out)
         fields |= {f"DOT_{name}": self._kernels.dot(body, n) for name, n in (("1", 1), ("4", 4), ("N", most))}
         if not op.same_input:
             yield {**fields, "OP": self._kernels.op(prepare), "BARRIER": 2}
-        yield {**fields, "OP": self._kernels.op(matmul), "BARRIER": 0 if joined else 1}
+        yield {**fields, "OP": self._kernels.op(best if op.logits else matmul), "BARRIER": 0 if joined else 1}
 
     def _rope_append(self, op: RopeAppend) -> dict[str, Any]:
         layer = self._memory.layers[op.layer]
