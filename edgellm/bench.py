@@ -41,9 +41,9 @@ def bench(model: Model, n_prompt: int, n_generate: int, depth: int, repeats: int
 def _measure(name: str, n: int, run: Callable[[], None], slot: Slot, before: list[int], repeats: int) -> dict[str, Any]:
     rates = []
     for _ in range(repeats + 1):
-        slot.reuse([])
+        kept = slot.reuse(before)
         if before:
-            slot.extend(before)
+            slot.extend(before[kept:])
         started = time.perf_counter()
         run()
         rates.append(n / (time.perf_counter() - started))
