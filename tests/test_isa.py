@@ -14,7 +14,8 @@ pytest.importorskip("numba")
 
 from edgellm import isa
 from edgellm.errors import BackendError
-from edgellm.isa._vectors import LANES, primitives
+from edgellm.isa._llvm import LANES
+from edgellm.isa._vectors import primitives
 
 PAIRWISE = ("add", "sub", "mul", "div", "maximum")
 FLOATS = (*PAIRWISE, "fma", "absolute", "exp", "where_positive", "zero", "fill", "splat_f32")
