@@ -15,7 +15,7 @@ from conftest import BUNDLED, shared
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ["bench", "chat", "convert", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize"]
+COMMANDS = ["bench", "chat", "convert", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize", "warmup"]
 
 
 def edgellm(*arguments, stdin="", home=None, code=0):
