@@ -31,7 +31,9 @@ def _compile() -> None:
     backends.get("cpu")
     from edgellm.backends.cpu import needed
     from edgellm.kernels import compiler, objects
+    from edgellm.shared import make_folder
 
+    make_folder(objects.folder() / objects.key())  # or say at once that it cannot be
     kernels, started = compiler(isa.detect()), time.perf_counter()
     every = needed(quant.names(), kernels.isa.ROWS)
     n_there = sum(kernels.kept(kernel) for kernel in every)
