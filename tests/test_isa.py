@@ -14,7 +14,8 @@ pytest.importorskip("numba")
 
 from edgellm import isa
 from edgellm.errors import BackendError
-from edgellm.isa._vectors import LANES, primitives, row_primitives
+from edgellm.isa._llvm import LANES
+from edgellm.isa._vectors import primitives, row_primitives
 from edgellm.kernels import primitives as plain
 
 PAIRWISE = ("add", "sub", "mul", "div", "maximum")
