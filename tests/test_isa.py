@@ -258,11 +258,11 @@ def test_exp(name):
     assert result["exp"][0, 0] == 1
 
 
-def test_exp_of_hardly_anything(name):
-    x = np.resize(np.array([0, -0.0, -87.5, -104, -1e30, -np.inf], np.float32), (1, LANES))
+def test_exp_of_hardly_anything_and_of_nan(name):
+    x = np.resize(np.array([0, -0.0, -87.5, -104, -1e30, -np.inf, np.nan], np.float32), (1, LANES))
     out = np.zeros((len(FLOATS), LANES), np.float32)
     run(floats, name, 1, x, np.ones_like(x), x, out)
-    np.testing.assert_array_equal(out[FLOATS.index("exp")], np.resize(np.float32([1, 1, 0, 0, 0, 0]), LANES))
+    np.testing.assert_array_equal(out[FLOATS.index("exp")], np.resize(np.float32([1, 1, 0, 0, 0, 0, np.nan]), LANES))
 
 
 def test_float_results_have_the_same_bits_on_every_isa(name):
