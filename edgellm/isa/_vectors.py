@@ -130,6 +130,12 @@ def _maximum(b: ir.IRBuilder) -> Callable[[Any, Any], Any]:
     return lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y)
 
 
+def _largest(b: ir.IRBuilder, x: Any) -> Any:
+    """The largest |lane|, or NaN if one is: as integers, floats of one sign are in order, and NaN is above them all."""
+    sizes = b.and_(b.bitcast(x, INTS), constant(INTS, 0x7FFFFFFF))
+    return b.bitcast(_tree(b, sizes, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
+
+
 def _to_codes(b: ir.IRBuilder, p: Any, x: Any) -> None:
     """Round to the nearest int8 and store 16 of them."""
     rounded = call(b, "llvm.rint.v16f32", FLOATS, x)
@@ -221,6 +227,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
             lambda b, x, y, z: b.select(b.fcmp_ordered(">", x, constant(FLOATS, 0.0)), y, z), F, F, F, F
         ),
         "lanes_sum": operation(lambda b, x: _tree(b, x, b.fadd), FLOAT, F),
+        "lanes_largest": operation(_largest, FLOAT, F),
         "lanes_max": operation(lambda b, x: _tree(b, x, _maximum(b)), FLOAT, F),
         "prefetch": operation(_prefetch, types.void, ADDRESS),
     }

@@ -161,6 +161,11 @@ def lanes_max(x: Any) -> Any:
     return x.max()
 
 
+def lanes_largest(x: Any) -> Any:
+    """The largest |lane|; NaN if one is."""
+    return np.abs(x).max()
+
+
 def prefetch(p: int) -> None:
     """Nothing but speed."""
 
