@@ -49,7 +49,7 @@ def main() -> None:
     if machine != "aarch64":
         sys.exit(f"{options.python!r} runs on {machine}; expected a Python on aarch64")
     expected = json.loads(run([sys.executable], "-c", TOKENS))
-    for isa in isas:
+    for isa in isas[:-1]:  # the last one, generic, is not Arm's
         found = json.loads(run(python, "-c", TOKENS, EDGELLM_ISA=isa))
         if found != expected:
             sys.exit(f"{isa}: tokens {found}; here they are {expected}")
