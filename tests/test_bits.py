@@ -64,7 +64,7 @@ def test_chunks_and_threads(name, fmt):
     drawn = np.diff([0, *np.sort(fresh.rng("chunks", name, fmt).integers(0, LENGTH + 1, 5)), LENGTH])
     for n_threads in (1, 2, 3):
         made = backend(name, fmt, n_threads)
-        for sizes in ([LENGTH], [127, 1, 1, 171], [128, 129, 43], [1] * 140 + [160], [int(n) for n in drawn if n]):
+        for sizes in ([LENGTH], [127, 1, 1, 171], [128, 129, 43], [120, *[1] * 16, 164], [int(n) for n in drawn if n]):
             slot, at, found = Slot(made, CONTEXT), 0, []
             for size in sizes:
                 found.append(slot.extend(ids()[at : at + size], wanted=range(size)))

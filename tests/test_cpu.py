@@ -10,7 +10,7 @@ from conftest import BUNDLED, shared
 from test_architectures import IDS
 from test_smollm2 import CASES
 
-from edgellm import architectures, quant
+from edgellm import architectures, backends, quant
 from edgellm.api import Model
 from edgellm.errors import BackendError
 from edgellm.generate import Slot, generate
@@ -85,6 +85,21 @@ def test_greedy_generation_writes_no_logits(monkeypatch):
     assert found == expected
     monkeypatch.setattr(backend, "run", None)
     assert list(generate(Slot(backend, 64), IDS[:5], Sampler(SamplingParams(temperature=0)), 20)) == expected
+
+
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+@pytest.mark.parametrize("matrix", ["q", "k", "v", "o", "gate_up", "down"])
+def test_a_weight_that_is_nan_shows(kind, matrix):
+    """In every row of logits, wherever in a matrix it is."""
+    architecture = architectures.get("llama")
+    config = architecture.Config.tiny()
+    for row in range(16):
+        tensors = tiny.tensors(architecture, config, "q4")
+        tensor = next(tensor for name, tensor in tensors.items() if name == f"layers.0.{matrix}")
+        tensor.data[0, 0, 512:544].view(np.float16)[row] = np.nan
+        made = backends.get(kind)(architecture, config, tensors, 64, 2)
+        assert np.isnan(whole(made)).all()
+        made.close()
 
 
 def test_a_wrapped_ring_is_the_reference_s():

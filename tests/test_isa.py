@@ -54,12 +54,13 @@ def floats(n, x, y, z, out):
         out += 768
 
 
-def folds(n, x, sums, maxima, codes, codes_sums):
-    """Of n vectors: their sum, maximum, and, as codes, themselves and their sum."""
+def folds(n, x, sums, maxima, largest, codes, codes_sums):
+    """Of n vectors: their sum, maximum, largest size, and, as codes, themselves and their sum."""
     for i in range(n):
         a = load_f32(x + 64 * i)
         set_f32(sums + 4 * i, lanes_sum(a))
         set_f32(maxima + 4 * i, lanes_max(a))
+        set_f32(largest + 4 * i, lanes_largest(a))
         store_codes(codes + 16 * i, a)
         set_i32(codes_sums + 4 * i, codes_sum(codes + 16 * i))
 
@@ -259,11 +260,11 @@ def test_exp(name):
     assert result["exp"][0, 0] == 1
 
 
-def test_exp_of_hardly_anything(name):
-    x = np.resize(np.array([0, -0.0, -87.5, -104, -1e30, -np.inf], np.float32), (1, LANES))
+def test_exp_of_hardly_anything_and_of_nan(name):
+    x = np.resize(np.array([0, -0.0, -87.5, -104, -1e30, -np.inf, np.nan], np.float32), (1, LANES))
     out = np.zeros((len(FLOATS), LANES), np.float32)
     run(floats, name, 1, x, np.ones_like(x), x, out)
-    np.testing.assert_array_equal(out[FLOATS.index("exp")], np.resize(np.float32([1, 1, 0, 0, 0, 0]), LANES))
+    np.testing.assert_array_equal(out[FLOATS.index("exp")], np.resize(np.float32([1, 1, 0, 0, 0, 0, np.nan]), LANES))
 
 
 def test_float_results_have_the_same_bits_on_every_isa(name):
@@ -286,13 +287,22 @@ def test_folds_and_codes(name, rng):
     x = rng.uniform(-127, 127, (2000, LANES)).astype(np.float32)
     x[:8] = (np.arange(-64, 64) + 0.5).reshape(8, LANES)
     x[8:12] = np.array([-127, 127, -126.5, 126.5], np.float32)[:, None]
-    sums, maxima, codes_sums = np.zeros(2000, np.float32), np.zeros(2000, np.float32), np.zeros(2000, np.int32)
+    (sums, maxima, largest), codes_sums = np.zeros((3, 2000), np.float32), np.zeros(2000, np.int32)
     codes = np.zeros((2000, LANES), np.int8)
-    run(folds, name, len(x), x, sums, maxima, codes, codes_sums)
+    run(folds, name, len(x), x, sums, maxima, largest, codes, codes_sums)
     np.testing.assert_array_equal(sums.view(np.int32), in_tree_order(x).view(np.int32))
     np.testing.assert_array_equal(maxima, x.max(axis=1))
+    np.testing.assert_array_equal(largest, np.abs(x).max(axis=1))
     np.testing.assert_array_equal(codes, np.rint(x))
     np.testing.assert_array_equal(codes_sums, codes.sum(axis=1, dtype=np.int32))
+
+
+def test_the_largest_is_nan_if_a_lane_is(name):
+    x, codes = np.ones((2 * LANES, LANES), np.float32), np.zeros((2 * LANES, LANES), np.int8)
+    x[np.arange(LANES), np.arange(LANES)] = np.nan
+    x[LANES:, 3], largest, others = -np.inf, np.zeros(2 * LANES, np.float32), np.zeros((3, 2 * LANES), np.float32)
+    run(folds, name, len(x), x, others[0], others[1], largest, codes, others[2])
+    np.testing.assert_array_equal(largest, [np.nan] * LANES + [np.inf] * LANES)
 
 
 def test_first(name, rng):

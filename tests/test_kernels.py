@@ -295,3 +295,17 @@ def test_prologues(name, rows, k):
             matrix, _ = problem(fmt, rows, 17, k, 0)
             fused = multiply(name, matrix, x, PROLOGUE=kind, **fields)
             np.testing.assert_array_equal(fused, multiply(name, matrix, found.copy()))
+
+
+@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_an_activation_that_is_not_finite_shows(name, fmt, bad):
+    """Whichever it is of the 16 that share a scale, and in its row alone; infinity may come out as NaN."""
+    matrix, _ = problem(fmt, 17, 16, 64, 0)
+    x = np.ones((17, 64), np.float32)
+    x[np.arange(16), 16 + np.arange(16)] = bad
+    found = multiply(name, matrix, x)
+    weighs = (matrix.values[:, 16:32] != 0).T if fmt in FLOATS else True
+    assert (~np.isfinite(found[:16]) | ~np.broadcast_to(weighs, (16, 16))).all()
+    assert np.isfinite(found[16]).all()

@@ -87,6 +87,12 @@ def _maximum(b: ir.IRBuilder) -> Callable[[Any, Any], Any]:
     return lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y)
 
 
+def _largest(b: ir.IRBuilder, x: Any) -> Any:
+    """The largest |lane|, or NaN if one is: as integers, floats of one sign are in order, and NaN is above them all."""
+    sizes = b.and_(b.bitcast(x, INTS), constant(INTS, 0x7FFFFFFF))
+    return b.bitcast(_tree(b, sizes, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
+
+
 def _to_codes(b: ir.IRBuilder, p: Any, x: Any) -> None:
     """Round to the nearest int8 and store 16 of them."""
     rounded = call(b, "llvm.rint.v16f32", FLOATS, x)
@@ -101,14 +107,15 @@ def _codes_sum(b: ir.IRBuilder, p: Any) -> Any:
 def _exp(b: ir.IRBuilder, x: Any) -> Any:
     """exp(x) for x <= 0, relative error below 2e-7: 2^n * p(r), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2].
 
-    From -87 down the result is 0, as a probability that small is.
+    From -87 down the result is 0, as a probability that small is. NaN stays NaN: it passes a maximum as the second
+    operand, and no comparison with it is true.
     """
 
     def fma(x: Any, y: Any, z: Any) -> Any:
         return call(b, "llvm.fma.v16f32", FLOATS, x, y, z)
 
     low = constant(FLOATS, -87.0)
-    clamped = _maximum(b)(x, low)
+    clamped = _maximum(b)(low, x)
     n = call(b, "llvm.rint.v16f32", FLOATS, b.fmul(clamped, constant(FLOATS, 1.4426950408889634)))
     r = fma(n, constant(FLOATS, -0.693145751953125), clamped)
     r = fma(n, constant(FLOATS, -1.428606765330187e-06), r)
@@ -116,7 +123,7 @@ def _exp(b: ir.IRBuilder, x: Any) -> Any:
     for factor in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
         p = fma(p, r, constant(FLOATS, factor))
     scale = b.bitcast(b.shl(b.add(b.fptosi(n, INTS), constant(INTS, 127)), constant(INTS, 23)), FLOATS)
-    return b.select(b.fcmp_ordered(">", x, low), b.fmul(p, scale), constant(FLOATS, 0.0))
+    return b.select(b.fcmp_ordered("<=", x, low), constant(FLOATS, 0.0), b.fmul(p, scale))
 
 
 def _prefetch(b: ir.IRBuilder, p: Any) -> None:
@@ -177,6 +184,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
             lambda b, x, y, z: b.select(b.fcmp_ordered(">", x, constant(FLOATS, 0.0)), y, z), F, F, F, F
         ),
         "lanes_sum": operation(lambda b, x: _tree(b, x, b.fadd), FLOAT, F),
+        "lanes_largest": operation(_largest, FLOAT, F),
         "lanes_max": operation(lambda b, x: _tree(b, x, _maximum(b)), FLOAT, F),
         "prefetch": operation(_prefetch, types.void, ADDRESS),
     }

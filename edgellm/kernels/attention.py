@@ -64,7 +64,7 @@ from edgellm.kernels.primitives import (
 SLACK_BYTES = 32
 QUERIES_AT_ONCE = 4  # that share loads of keys and values; of 16 lanes each, their sums fit into the registers of AVX2
 TASK_QUERIES = 16  # that meet a block of keys while it is in the CPU's nearest cache
-HIDDEN = np.float32(-np.inf)
+HIDDEN, LOWEST = np.float32(-np.inf), np.float32(-3e38)  # a maximum starts from a number: -inf less -inf is NaN
 START: int = np.int64(0)  # for a literal 0, Numba would compile what it is passed to once more
 
 # What a thread keeps of a query while it works on a task: cells, its scores in a block, its state and partial.
@@ -213,7 +213,7 @@ def weigh_1(values: int, ahead: int, head_dim: int, begin: int, end: int, query:
 def softmax(query: int, begin: int, end: int, scale: float, head_dim: int) -> None:
     """Turn the scores of keys begin..end of a block into weights, and start the partial with their max and sum."""
     partial, scores, hidden = get_i64(query + PARTIAL), query + SCORES, fill(HIDDEN)
-    highest = hidden
+    highest = fill(LOWEST)
     for key in range(begin // 16 * 16, end, 16):
         x = mul(load_f32(scores + 4 * key), fill(scale))
         # What stands beyond the keys that are seen may be anything, NaN too.
@@ -279,7 +279,7 @@ def attend_4(
 
 
 def start_merge(state: int, head_dim: int) -> None:
-    store_f32(state, fill(HIDDEN))
+    store_f32(state, fill(LOWEST))
     store_f32(state + SUM, zero())
     for d in range(0, head_dim, 16):
         store_f32(state + ACC + 4 * d, zero())

@@ -39,7 +39,7 @@ from edgellm.kernels.primitives import (
     get_f32,
     get_i32,
     get_i64,
-    lanes_max,
+    lanes_largest,
     lanes_sum,
     load_f32,
     mul,
@@ -145,7 +145,7 @@ def quantize(buffer: int, n_tiles: int, packed: int, row: int, count: int) -> No
     sums, starts = scales + 16 * n_tiles * count, scales + 24 * n_tiles * count
     for group in range(4 * n_tiles):
         x = load_f32(buffer + 64 * group)
-        largest = lanes_max(absolute(x))
+        largest = lanes_largest(x)
         store_codes(buffer - 64, mul(x, fill(127.0 / largest if largest > 0 else 0.0)))
         for four in range(4):
             set_i32(codes + 4 * count * (4 * group + four), get_i32(buffer - 64 + 4 * four))

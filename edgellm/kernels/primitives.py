@@ -137,8 +137,8 @@ def absolute(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """For x <= 0; 0 from -87 down."""
-    return np.where(x > -87, np.exp(np.maximum(x, -87)), 0).astype(np.float32)
+    """For x <= 0; 0 from -87 down; NaN for NaN."""
+    return np.where(x <= -87, 0, np.exp(np.maximum(x, -87))).astype(np.float32)
 
 
 def first(count: int, x: Any, other: Any) -> Any:
@@ -159,6 +159,11 @@ def lanes_sum(x: Any) -> Any:
 
 def lanes_max(x: Any) -> Any:
     return x.max()
+
+
+def lanes_largest(x: Any) -> Any:
+    """The largest |lane|; NaN if one is."""
+    return np.abs(x).max()
 
 
 def prefetch(p: int) -> None:
