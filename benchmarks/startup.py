@@ -14,6 +14,7 @@ CASES = {
     "import edgellm": ["-c", "import edgellm"],
     "edgellm --help": ["-m", "edgellm", "--help"],
     "first token, stories260k": ["-c", FIRST_TOKEN.format("stories260k")],
+    "first token, smollm2": ["-c", FIRST_TOKEN.format("smollm2")],
 }
 MEMORY = "\nprint(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 

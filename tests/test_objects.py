@@ -127,8 +127,8 @@ def test_two_processes_at_once():
 
 
 def test_only_the_folders_used_last_are_kept():
-    for i in range(6):
-        old = objects.folder() / f"old-{i}"
+    for i in range(objects.KEPT + 2):
+        old = objects.folder() / f"old-{i:02}"
         old.mkdir(parents=True)
         (old / "x.kernel").write_bytes(b"x")
         os.utime(old, (1000 + i, 1000 + i))
@@ -140,13 +140,15 @@ def test_only_the_folders_used_last_are_kept():
     os.utime(left_behind, (1000, 1000))
     objects.tidy()
     assert not left_behind.exists()
-    assert [kept.path.name for kept in objects.held()] == [objects.key(), "old-5", "old-4", "old-3"]
+    assert [kept.path.name for kept in objects.held()] == [
+        objects.key(), *(f"old-{i:02}" for i in range(objects.KEPT + 1, 2, -1))
+    ]  # fmt: skip
 
 
-def test_use_is_noted_once_a_day():
+def test_use_is_noted_once_an_hour():
     assert works(fresh())
     folder = file().parent
-    for age, noted in ((objects.DAY / 2, False), (objects.DAY * 2, True)):
+    for age, noted in ((objects.HOUR / 2, False), (objects.HOUR * 2, True)):
         os.utime(folder, (time.time() - age,) * 2)
         before = folder.stat().st_mtime
         assert works(fresh())

@@ -53,14 +53,12 @@ def runnable() -> list[str]:
 
 def detect() -> Isa:
     """The best ISA of this CPU, or the one that EDGELLM_ISA names; raises BackendError if the CPU lacks that."""
-    wanted = os.environ.get("EDGELLM_ISA")
-    if not runnable():
+    wanted, there = os.environ.get("EDGELLM_ISA"), runnable()
+    if not there:
         raise BackendError("this CPU lacks F16C, or is of a kind that is not known here; use --backend reference")
-    if not wanted:
-        return get(runnable()[0])
-    if wanted not in runnable():
-        raise BackendError(f"EDGELLM_ISA is {wanted!r}; this CPU runs {', '.join(runnable())}")
-    return get(wanted)
+    if wanted and wanted not in there:
+        raise BackendError(f"EDGELLM_ISA is {wanted!r}; this CPU runs {', '.join(there)}")
+    return get(wanted or there[0])
 
 
 def _runs(isa: Isa) -> bool:

@@ -61,7 +61,7 @@ class Compiler:
 
     def function(self, body: Body) -> Any:
         """A body to call from Python with integers, for one; it runs without the interpreter's lock."""
-        self.get([Kernel(body)])
+        self._address(Kernel(body))
         return self._functions[Kernel(body)]
 
     def kept(self, kernel: Kernel) -> bool:
@@ -114,7 +114,8 @@ class Compiler:
         return True
 
     def _address(self, kernel: Kernel) -> int:
-        self.get([kernel])
+        if kernel not in self._functions:
+            self.get([kernel])
         return ctypes.cast(self._functions[kernel], ctypes.c_void_p).value or 0
 
     def _file(self, kernel: Kernel) -> str:

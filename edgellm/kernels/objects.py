@@ -27,9 +27,9 @@ from edgellm.shared import temporary_name
 
 HEADER = b"edgellm kernel 1\n"
 SUFFIX = ".kernel"
-KEPT = 4
-"""Folders that stay, by last use: other versions of edgellm, Python or Numba may share the home."""
-DAY = 86400
+KEPT = 16
+"""Folders that stay, by last use, less than a megabyte each: other versions of edgellm or Python may share the home."""
+HOUR = 3600
 
 
 @cache
@@ -86,10 +86,10 @@ def _digest(name: str, compiled: bytes) -> bytes:
 
 
 def used() -> None:
-    """Note that this key is in use, once a day."""
+    """Note that this key is in use, at most once an hour."""
     with suppress(OSError):
         path = folder() / key()
-        if time.time() - path.stat().st_mtime > DAY:
+        if time.time() - path.stat().st_mtime > HOUR:
             os.utime(path)
 
 
@@ -101,7 +101,7 @@ def tidy() -> None:
             if not kept.current:
                 shutil.rmtree(kept.path, ignore_errors=True)
         for path in (folder() / key()).glob(".*.tmp"):
-            if time.time() - path.stat().st_mtime > DAY:
+            if time.time() - path.stat().st_mtime > HOUR:
                 path.unlink(missing_ok=True)
 
 

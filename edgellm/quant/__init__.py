@@ -14,6 +14,7 @@ Any shape is allowed: the last row block and the last column tile are padded, an
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import NamedTuple, Protocol, cast
@@ -53,6 +54,7 @@ def names() -> list[str]:
     return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
+@cache
 def get(name: str) -> Format:
     """The format module of that name; raises UnsupportedError with the known names."""
     if name not in names():
