@@ -17,6 +17,7 @@ from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, EdgeError
 from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model
+from edgellm.lookup import Lookup
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.step import Step
 from edgellm.text_stream import StopStrings, TextStream
@@ -40,6 +41,9 @@ class Timings:
     generated_tokens: int = 0
     """The one that ended the answer included."""
     generate_seconds: float = 0.0
+    drafted_tokens: int = 0
+    """With `speculate`: tokens that were proposed, and below those of them that were right."""
+    accepted_tokens: int = 0
 
     @property
     def prompt_per_second(self) -> float:
@@ -157,10 +161,13 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        speculate: int = 0,
         **sampling: Any,
     ) -> Completion:
         """Continue a text. Takes what `stream` takes; returns when the answer is complete."""
-        stream = self.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
+        stream = self.stream(
+            prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, speculate=speculate, **sampling
+        )
         for _ in stream:
             pass
         return stream.completion
@@ -172,15 +179,23 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        speculate: int = 0,
         **sampling: Any,
     ) -> Stream:
         """Continue a text, piece by piece. `sampling` are the fields of SamplingParams: temperature, top_k...
 
         Special tokens written in the prompt count as such. Without `max_tokens` the answer goes on until the model
-        ends it or the context is full. Raises ContextOverflowError before the first piece when they do not fit.
+        ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
+        prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. Raises
+        ContextOverflowError before the first piece when they do not fit.
         """
         return self.stream_ids(
-            self.tokenize(prompt), max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling
+            self.tokenize(prompt),
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            speculate=speculate,
+            **sampling,
         )
 
     def stream_ids(
@@ -190,16 +205,19 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        speculate: int = 0,
         slot: Slot | None = None,
         **sampling: Any,
     ) -> Stream:
         """As `stream`, from at least one token id; with `slot` in that slot's cache, without in one that is idle."""
         self._check_ids(prompt_ids)
         check_room(len(prompt_ids), max_tokens or 0, self.context_length)
+        if speculate < 0:
+            raise ArgumentError(f"speculate is {speculate}; expected 0 or more tokens")
         params, stops = _params(sampling), StopStrings([stop] if isinstance(stop, str) else list(stop))
         completion = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
         ends = () if ignore_eos else self.info.eos_ids
-        request = _Request(completion, params, stops, max_tokens, ends)
+        request = _Request(completion, params, stops, max_tokens, ends, Lookup(speculate) if speculate else None)
         return Stream(self._answer(request, slot), completion)
 
     def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
@@ -280,12 +298,13 @@ class _Request:
     stops: StopStrings
     max_tokens: int | None
     ends: Sequence[int]
+    lookup: Lookup | None
     started: float = field(default_factory=time.perf_counter)
 
     def pieces(self, slot: Slot, tokenizer: Tokenizer) -> Iterator[Piece]:
         done, text = self.completion, TextStream(tokenizer, self.completion.prompt_ids)
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
-        for id in generate(slot, done.prompt_ids, Sampler(self.params), self.max_tokens):
+        for id in generate(slot, done.prompt_ids, Sampler(self.params), self.max_tokens, self.lookup):
             self._clock()
             if id in self.ends:
                 done.finish_reason = "stop"
@@ -310,6 +329,8 @@ class _Request:
             timings.prompt_seconds, self.started = now - self.started, now
         timings.generated_tokens += 1
         timings.generate_seconds = now - self.started
+        if self.lookup:
+            timings.drafted_tokens, timings.accepted_tokens = self.lookup.drafted, self.lookup.accepted
 
 
 class _Locked:

@@ -1,4 +1,4 @@
-"""Ids -> ids: prefill in chunks, decode, and reuse of what a slot's cache already holds. Knows no text."""
+"""Ids -> ids: prefill in chunks, decode, check drafts, reuse what a slot's cache already holds. Knows no text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, ContextOverflowError
+from edgellm.lookup import Lookup
 from edgellm.sampling import Sampler, checked
 from edgellm.step import Step
 
@@ -22,6 +23,8 @@ class Slot:
     def __init__(self, backend: Backend, context_length: int) -> None:
         self._backend, self.context_length = backend, context_length
         self._slot = backend.open_slot()
+        self.max_rows = backend.MAX_ROWS
+        """Most tokens of one step. A window's ring has room for as many besides, so they can be taken back."""
         self.ids: list[int] = []
 
     def common(self, ids: Sequence[int]) -> int:
@@ -35,7 +38,11 @@ class Slot:
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Forget what is not a prefix of `ids`; return how many of them are left in the cache."""
-        kept = self._backend.trim(self._slot, self.common(ids))
+        return self.trim(self.common(ids))
+
+    def trim(self, length: int) -> int:
+        """Forget all but the first `length` tokens, or all if the backend cannot; return how many are left."""
+        kept = self._backend.trim(self._slot, length)
         del self.ids[kept:]
         return kept
 
@@ -88,23 +95,44 @@ def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
         )
 
 
-def generate(slot: Slot, prompt: Sequence[int], sampler: Sampler, max_tokens: int | None) -> Iterator[int]:
+def generate(
+    slot: Slot, prompt: Sequence[int], sampler: Sampler, max_tokens: int | None, lookup: Lookup | None = None
+) -> Iterator[int]:
     """The tokens that follow `prompt`, until `max_tokens` or the context is full; the caller stops earlier if it wants.
 
-    `prompt` has at least one token; the prefix that the slot's cache shares with it is not evaluated again. Raises
-    ContextOverflowError, before anything is evaluated, when prompt and max_tokens do not fit.
+    `prompt` has at least one token; the prefix that the slot's cache shares with it is not evaluated again. A lookup's
+    drafts change no token, only how many a step gives. Raises ContextOverflowError, before anything is evaluated, when
+    prompt and max_tokens do not fit.
     """
     check_room(len(prompt), max_tokens or 0, slot.context_length)
-    id = _next(slot, sampler, prompt[slot.reuse(prompt) :])
-    room = slot.context_length - len(prompt)
-    for left in range(room if max_tokens is None else max_tokens, 0, -1):
-        yield id
-        if left > 1:
-            id = _next(slot, sampler, [id])
+    left = slot.context_length - len(prompt) if max_tokens is None else max_tokens
+    slot.reuse(prompt)
+    ids = list(prompt)
+    new = _follow(slot, ids, [], sampler)
+    while left > 0:
+        yield from new
+        left -= len(new)
+        if left > 0:
+            draft = lookup.draft(ids, min(left, slot.max_rows) - 1) if lookup else []
+            new = _follow(slot, ids, draft, sampler)
+            if lookup:
+                lookup.count(draft, new)
 
 
-def _next(slot: Slot, sampler: Sampler, ids: Sequence[int]) -> int:
-    """Evaluate more tokens; what follows them."""
+def _follow(slot: Slot, ids: list[int], draft: list[int], sampler: Sampler) -> list[int]:
+    """Evaluate what the slot has not of `ids`, and a draft of more, in one step: append to `ids`, and return, the draft
+    as far as it is what follows, and one token more."""
+    n_known, rows = len(ids), [*ids[len(slot.ids) :], *draft]
+    wanted = range(len(rows) - len(draft) - 1, len(rows))
+    choices: Iterator[int]
     if sampler.takes_best:
-        return checked(slot.best(ids)[-1])
-    return sampler(slot.extend(ids)[-1], slot.ids)
+        choices = map(checked, slot.best(rows, wanted))
+    else:  # one by one, as `ids` grows
+        choices = (sampler(logits, ids) for logits in slot.extend(rows, wanted))
+    for id, drafted in zip(choices, [*draft, None], strict=True):
+        ids.append(id)
+        if id != drafted:
+            break
+    if draft:
+        slot.trim(len(ids) - 1)
+    return ids[n_known:]

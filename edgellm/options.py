@@ -95,6 +95,14 @@ sampling_options = _stack(
     click.option("--seed", type=click.IntRange(0), metavar="N", help="For the same answer again."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its answer."),
+    click.option(
+        "--speculate",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Guess up to N tokens from the text so far, to check at once: the same answer, sooner if it repeats.",
+    ),
     click.option("--stats", is_flag=True, help="Show tokens and seconds on stderr."),
 )
 
@@ -102,7 +110,8 @@ sampling_options = _stack(
 def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of Model.stream, out of a command's parsed options."""
     names = {"temp": "temperature"}
-    keys = ("max_tokens", "temp", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop", "ignore_eos")
+    sampling = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+    keys = ("max_tokens", *sampling, "stop", "ignore_eos", "speculate")
     return {names.get(key, key): options[key] for key in keys}
 
 
@@ -113,11 +122,13 @@ def load_model(model: str, options: dict[str, Any]) -> Model:
 
 
 def show_stats(timings: Timings) -> None:
-    """[ prompt: 12 tokens (4 cached), 80.1 tokens/s | answer: 40 tokens, 31.0 tokens/s ] on stderr."""
+    """[ prompt: 12 tokens (4 cached), 80.1 tokens/s | answer: 40 tokens, 31.0 tokens/s ] on stderr; with drafts, how
+    many of their tokens were right."""
+    drafts = f" | drafts: {timings.accepted_tokens} of {timings.drafted_tokens} tokens accepted"
     click.echo(
         f"[ prompt: {timings.prompt_tokens} tokens ({timings.cached_tokens} cached), "
         f"{timings.prompt_per_second:.1f} tokens/s | answer: {timings.generated_tokens} tokens, "
-        f"{timings.generated_per_second:.1f} tokens/s ]",
+        f"{timings.generated_per_second:.1f} tokens/s{drafts if timings.drafted_tokens else ''} ]",
         err=True,
     )
 

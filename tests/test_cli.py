@@ -51,6 +51,21 @@ def test_generate():
     assert re.search(r"\[ prompt: 5 tokens \(0 cached\), .* answer: 8 tokens", run.stderr)
 
 
+def test_generate_with_drafts():
+    def done(*options):
+        return json.loads(
+            edgellm("generate", "Once upon a time", "-m", BUNDLED, "--temp", 0, "--json", *options).stdout
+        )
+
+    plain, drafted = done("-n", 150), done("-n", 150, "--speculate", 4)
+    assert drafted["ids"] == plain["ids"]
+    assert plain["timings"]["drafted_tokens"] == 0
+    assert 0 < drafted["timings"]["accepted_tokens"] <= drafted["timings"]["drafted_tokens"]
+    run = edgellm("generate", "Once upon a time", "-m", BUNDLED, "-n", 150, "--temp", 0, "--speculate", 4, "--stats")
+    assert re.search(r"tokens/s \| drafts: \d+ of \d+ tokens accepted \]$", run.stderr.strip())
+    assert "--speculate" in edgellm("generate", "Once", "--speculate", -1, code=2).stderr
+
+
 def test_generate_json():
     options = ["--temp", 0, "-n", 8, "--stop", " girl", "--stop", "zzz", "--ctx", 64, "-t", 1, "--backend", "reference"]
     run = edgellm("generate", "Once upon a time", "-m", BUNDLED, "--json", *options)

@@ -20,7 +20,7 @@ LAYERS = [
     ["architectures", "chat_template", "store"],
     ["cache", "loading", "kernels", "plan"],
     ["backends"],
-    ["sampling"],
+    ["sampling", "lookup"],
     ["generate"],
     ["api"],
     ["chat", "perplexity", "bench"],
