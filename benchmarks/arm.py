@@ -21,7 +21,7 @@ from typing import Any
 from llvmlite import binding, ir
 
 from edgellm import isa
-from edgellm.isa._vectors import BYTES, F32, FLOATS, HALVES, I32, I64, INTS, call, constant, load, splat, store
+from edgellm.isa._llvm import BYTES, F32, FLOATS, HALVES, I32, I64, INTS, call, constant, load, splat, store
 
 CPUS = {"cortex-a76": ("neon_dotprod", 2.4), "cortex-a72": ("neon", 1.8)}
 """The ISA, and the clock of a Raspberry Pi 5 and 4 in GHz."""

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgellm import backends, catalog, store
-from edgellm.arrays import F32
+from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, EdgeError
 from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model
-from edgellm.sampling import SamplingParams, make_sampler
+from edgellm.sampling import Sampler, SamplingParams
 from edgellm.step import Step
 from edgellm.text_stream import StopStrings, TextStream
 from edgellm.tokenizer import Tokenizer
@@ -285,7 +285,7 @@ class _Request:
     def pieces(self, slot: Slot, tokenizer: Tokenizer) -> Iterator[Piece]:
         done, text = self.completion, TextStream(tokenizer, self.completion.prompt_ids)
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
-        for id in generate(slot, done.prompt_ids, make_sampler(self.params), self.max_tokens):
+        for id in generate(slot, done.prompt_ids, Sampler(self.params), self.max_tokens):
             self._clock()
             if id in self.ends:
                 done.finish_reason = "stop"
@@ -322,6 +322,10 @@ class _Locked:
     def run(self, step: Step) -> F32:
         with self._lock:
             return self._backend.run(step)
+
+    def best(self, step: Step) -> I32:
+        with self._lock:
+            return self._backend.best(step)
 
     def open_slot(self) -> int:
         with self._lock:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from edgellm.arrays import F32
+from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, ContextOverflowError
-from edgellm.sampling import Sampler
+from edgellm.sampling import Sampler, checked
 from edgellm.step import Step
+
+Rows = TypeVar("Rows", F32, I32)
 
 
 class Slot:
@@ -42,24 +45,32 @@ class Slot:
         `wanted` counts from the first of `ids`, in steps of 1. An exception, Ctrl-C included, leaves the slot with the
         chunks that were evaluated.
         """
+        return self._evaluate(ids, wanted, self._backend.run)
+
+    def best(self, ids: Sequence[int], wanted: range | None = None) -> list[int]:
+        """As `extend`, without the logits: the best token after each wanted one, -1 if a logit is not a number."""
+        found: list[int] = self._evaluate(ids, wanted, self._backend.best).tolist()
+        return found
+
+    def _evaluate(self, ids: Sequence[int], wanted: range | None, run: Callable[[Step], Rows]) -> Rows:
         wanted = range(len(ids) - 1, len(ids)) if wanted is None else wanted
         found = []
         for start in range(0, len(ids), self._backend.MAX_ROWS):
             chunk = ids[start : start + self._backend.MAX_ROWS]
             first, stop = (min(max(at - start, 0), len(chunk)) for at in (wanted.start, wanted.stop))
-            found.append(self._run(chunk, range(first, stop)))
+            found.append(self._run(chunk, range(first, stop), run))
         return np.concatenate(found)
 
-    def _run(self, chunk: Sequence[int], wanted: range) -> F32:
+    def _run(self, chunk: Sequence[int], wanted: range, run: Callable[[Step], Rows]) -> Rows:
         held = len(self.ids)
         check_room(held + len(chunk), 0, self.context_length)
         try:
-            logits = self._backend.run(Step.chunk(self._slot, held, chunk, wanted))
+            found = run(Step.chunk(self._slot, held, chunk, wanted))
         except BaseException:
             del self.ids[self._backend.trim(self._slot, held) :]
             raise
         self.ids.extend(chunk)
-        return logits
+        return found
 
     def close(self) -> None:
         self._backend.close_slot(self._slot)
@@ -84,10 +95,16 @@ def generate(slot: Slot, prompt: Sequence[int], sampler: Sampler, max_tokens: in
     ContextOverflowError, before anything is evaluated, when prompt and max_tokens do not fit.
     """
     check_room(len(prompt), max_tokens or 0, slot.context_length)
-    logits = slot.extend(prompt[slot.reuse(prompt) :])
+    id = _next(slot, sampler, prompt[slot.reuse(prompt) :])
     room = slot.context_length - len(prompt)
     for left in range(room if max_tokens is None else max_tokens, 0, -1):
-        id = sampler(logits[-1], slot.ids)
         yield id
         if left > 1:
-            logits = slot.extend([id])
+            id = _next(slot, sampler, [id])
+
+
+def _next(slot: Slot, sampler: Sampler, ids: Sequence[int]) -> int:
+    """Evaluate more tokens; what follows them."""
+    if sampler.takes_best:
+        return checked(slot.best(ids)[-1])
+    return sampler(slot.extend(ids)[-1], slot.ids)

@@ -73,7 +73,7 @@ class Matmul:
     adds: bool = False
     """Added to what `out` holds, not stored."""
     logits: bool = False
-    """For the wanted rows only."""
+    """For the wanted rows only; a step may ask for the best token of each instead of its outputs."""
     same_input: bool = False
     """The matmul before it has prepared the same rows."""
 
@@ -227,7 +227,7 @@ def _line(op: Op) -> str:
     if isinstance(op, Attention):
         return f"{op.out.name} = attention({op.q.name}, caches)"
     made = f"{op.out.name} {'+=' if op.adds else '='} {_source(op)} @ {op.weight.name.rpartition('.')[2]}.T"
-    return f"{made:<52}{_matrix(op.weight)}{'  wanted rows' if op.logits else ''}"
+    return f"{made:<52}{_matrix(op.weight)}{'  wanted rows, or the best token of each' if op.logits else ''}"
 
 
 def _source(op: Matmul) -> str:

@@ -1,13 +1,13 @@
-"""Logits -> the next id: small functions on logits, composed by `make_sampler` in the order that llama.cpp has.
+"""Logits -> the next id: small functions on logits, composed by `Sampler` in the order that llama.cpp has.
 
-Each transform takes and gives (vocab_size,) float32 logits; -inf excludes a token. Randomness is a generator that is
-passed in.
+Each transform takes and gives (tokens,) float32 logits; -inf excludes a token. Randomness is a generator that is passed
+in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,10 @@ import numpy as np
 from edgellm.arrays import F32
 from edgellm.errors import ArgumentError, BackendError
 
-Sampler = Callable[[F32, Sequence[int]], int]
-"""sampler(logits, ids so far) -> the next id"""
-
 REPEAT_WINDOW = 64
 """Tokens back from the end that the repetition penalty looks at."""
+BLOCK = 64
+"""Logits of which top-k looks at the largest first."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +53,38 @@ def _check(name: str, value: float, low: float, high: float) -> None:
         raise ArgumentError(f"{name} is {value}; expected a number {expected}")
 
 
-def make_sampler(params: SamplingParams) -> Sampler:
-    """The sampler that the parameters describe; it holds its own random generator."""
-    rng = np.random.default_rng(params.seed)
+class Sampler:
+    """sampler(logits, ids so far) -> the next id, as the parameters say; it holds its own random generator."""
 
-    def sample(logits: F32, ids: Sequence[int]) -> int:
+    takes_best: bool
+    """Always the largest logit as the model computed it: then only that token need be known of a row."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params, self._rng = params, np.random.default_rng(params.seed)
+        self.takes_best = params.temperature == 0 and params.repeat_penalty == 1
+
+    def __call__(self, logits: F32, ids: Sequence[int]) -> int:
+        params = self._params
         if params.repeat_penalty != 1:
             logits = repeat_penalty(logits, ids[-REPEAT_WINDOW:], params.repeat_penalty)
+        best = greedy(logits)  # refuses NaN
         if params.temperature == 0:
-            return greedy(logits)
-        logits = min_p(top_p(top_k(logits, params.top_k), params.top_p), params.min_p)
-        return draw(logits / np.float32(params.temperature), rng)
-
-    return sample
+            return best
+        logits = top_k(logits, params.top_k)
+        candidates = np.flatnonzero(logits > -np.inf)  # so that what follows need not sort the vocabulary
+        logits = min_p(top_p(logits[candidates], params.top_p), params.min_p)
+        return int(candidates[draw(logits / np.float32(params.temperature), self._rng)])
 
 
 def greedy(logits: F32) -> int:
     """The likeliest token, the first of equals."""
     best = int(logits.argmax())
-    if math.isnan(logits[best]):
+    return checked(-1 if math.isnan(logits[best]) else best)
+
+
+def checked(best: int) -> int:
+    """A best token as backends give it; raises BackendError for -1."""
+    if best < 0:
         raise BackendError("the model computed logits that are not numbers; its weights are damaged or too coarse")
     return best
 
@@ -89,7 +101,15 @@ def top_k(logits: F32, k: int) -> F32:
     """Keep the k largest; ties with the last of them stay too."""
     if not 0 < k < len(logits):
         return logits
-    return _keep(logits, logits >= np.partition(logits, -k)[-k])
+    return _keep(logits, logits >= _largest(logits, k))
+
+
+def _largest(logits: F32, k: int) -> np.float32:
+    """The k-th largest. The largest of blocks bound it from below, so that few logits have to be put in order."""
+    blocks = logits[: len(logits) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    if len(blocks) > k:
+        logits = logits[logits >= np.partition(blocks.max(axis=1), -k)[-k]]
+    return np.partition(logits, -k)[-k]  # type: ignore[no-any-return]
 
 
 def top_p(logits: F32, p: float) -> F32:

@@ -92,13 +92,13 @@ def test_the_kernels_compute_what_they_claim():
     """All lines are read, by as many passes as were asked for, and every row of the dot product is computed."""
     memory, out = limits.aligned(4096), limits.aligned(64)
     memory.view("f4")[:] = 1
-    limits.compiled(limits.read)(limits.address(memory), 64, 3, 0, 0, 0, limits.address(out))
+    limits.compiled(limits.read)(limits.address(memory), 64, 3, 0, limits.address(out))
     assert out.view("f4").tolist() == [192.0] * 16
     rows = 4
     weights, codes, scales, sums = (limits.aligned(n) for n in (512, 64, 64, 64 * rows))
     weights[:], codes[:], scales.view("f4")[:] = 3, 2, 1
     arguments = map(limits.address, (codes, scales))
-    limits.compiled(limits.dot, rows)(limits.address(weights), 5, *arguments, 0, 0, limits.address(sums))
+    limits.compiled(limits.dot, rows)(limits.address(weights), 5, *arguments, limits.address(sums))
     assert sums.view("f4").tolist() == [5 * 4 * 3 * 2.0] * 16 * rows
 
 

@@ -15,7 +15,7 @@ from conftest import BUNDLED, shared
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ["bench", "chat", "convert", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize"]
+COMMANDS = ["bench", "chat", "convert", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize", "warmup"]
 
 
 def edgellm(*arguments, stdin="", home=None, code=0):
@@ -149,6 +149,30 @@ def test_a_gguf_is_converted_once(tmp_path):
     assert first.stdout == again.stdout == " upon a time,\n"
     assert "onvert" in first.stderr
     assert again.stderr == ""
+
+
+def test_warmup(tmp_path, monkeypatch):
+    """On the kernels that other tests use; --clear in a home of its own."""
+    pytest.importorskip("numba")
+    line = r"\d+ kernels for \w+ on [\w-]+: (all were there|\d+ compiled in \d+\.\d s)\.\n"
+    assert re.fullmatch(line, edgellm("warmup").stdout)
+    assert edgellm("warmup").stdout.endswith(": all were there.\n")
+    listed = [text for text in edgellm("warmup", "--list").stdout.splitlines() if " current " in text]
+    assert len(listed) == 1
+    assert re.match(r"[\w-]+-[0-9a-f]{16} +\d+ kernels +[\d.]+ [KM]?B  used \d{4}-\d\d-\d\d  current  +\w+", listed[0])
+    other = tmp_path / "kernels" / "z-0123456789abcdef"
+    other.mkdir(parents=True)
+    (other / "run.run-avx2.kernel").write_bytes(bytes(2000))
+    assert re.search(
+        r"^z-0123456789abcdef +1 kernels +2.0 KB .* stale +avx2$", edgellm("warmup", "--list", home=tmp_path).stdout
+    )
+    assert edgellm("warmup", "--clear", home=tmp_path).stdout == "Deleted 2.0 KB of compiled kernels.\n"
+    assert edgellm("warmup", "--clear", home=tmp_path).stdout == "Deleted 0 B of compiled kernels.\n"
+    assert edgellm("warmup", "--list", home=tmp_path).stdout == ""
+    assert not (tmp_path / "kernels").exists()
+    assert "exclude each other" in edgellm("warmup", "--list", "--clear", code=2).stderr
+    (tmp_path / "file").write_bytes(b"")
+    assert "set EDGELLM_HOME" in edgellm("warmup", home=tmp_path / "file", code=1).stderr
 
 
 # In a home of its own a test has no compiled kernels.

@@ -1,4 +1,4 @@
-"""The CPU backend against the reference, and against itself: a row's bits depend on nothing but its own past."""
+"""The CPU backend against the reference; its threads, its start and its end. Its bits: test_bits.py."""
 
 import threading
 import time
@@ -12,12 +12,14 @@ from test_smollm2 import CASES
 
 from edgellm import architectures, quant
 from edgellm.api import Model
-from edgellm.generate import Slot
+from edgellm.errors import BackendError
+from edgellm.generate import Slot, generate
 from edgellm.kernels.pace import Pace
 from edgellm.kernels.team import physical_cores
 from edgellm.loading import open_model
 from edgellm.perplexity import perplexity
 from edgellm.plan import describe, record
+from edgellm.sampling import Sampler, SamplingParams
 from edgellm.step import Step
 
 NAMES = architectures.names()
@@ -39,42 +41,50 @@ def test_logits_are_the_reference_s(name, fmt):
     assert np.abs(ours - reference).max() <= bound * np.abs(reference).max()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("fmt", ["q4m", "q8", "f16"])
-def test_chunks_and_threads_change_no_bit(name, fmt):
-    expected = whole(tiny.backend(name, fmt, "cpu", n_threads=1))
-    for n_threads in (1, 2, 3):
-        backend = tiny.backend(name, fmt, "cpu", n_threads=n_threads)
-        for sizes in ([40], [39, 1], [7, 13, 20], [1] * 40):
-            slot, at, found = Slot(backend, 64), 0, []
-            for size in sizes:
-                found.append(slot.extend(IDS[at : at + size], wanted=range(size)))
-                at += size
-            np.testing.assert_array_equal(np.concatenate(found), expected, err_msg=f"{n_threads} threads, {sizes}")
-        backend.close()
+@pytest.mark.parametrize("fmt", quant.names())
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_best_tokens_are_those_of_the_logits(fmt, n_threads):
+    """Of 97 tokens, for any of the rows; what is not a number is the reference's -1 too."""
+    backend = tiny.backend("llama", fmt, "cpu", n_threads=n_threads)
+    expected, slot = whole(backend).argmax(axis=1).tolist(), Slot(backend, 64)
+    for wanted in (range(40), range(7, 8), range(39, 40), range(5, 13), range(0)):
+        slot.reuse([])
+        assert slot.best(IDS, wanted) == expected[wanted.start : wanted.stop]
+    slot.reuse([])
+    assert [slot.best([id])[0] for id in IDS] == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_mixed_batch_changes_no_bit(name):
-    backend = tiny.backend(name, "q4m", "cpu")
-    sequences = [(IDS[:5], IDS[5:9]), ([], IDS[9:20]), (IDS[20:38], IDS[38:39])]
-    slots = [backend.open_slot() for _ in sequences]
-    for slot, (before, _) in zip(slots, sequences, strict=True):
-        if before:
-            backend.run(Step.chunk(slot, 0, before))
-    steps = [Step.chunk(slot, len(before), now) for slot, (before, now) in zip(slots, sequences, strict=True)]
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+def test_best_tokens_of_several_slots(kind):
+    backend = tiny.backend("mistral", "q8", kind)
+    slots, sizes = [backend.open_slot() for _ in range(3)], (3, 1, 5)
+    steps = [Step.chunk(slot, 0, IDS[slot * 9 :][:size]) for slot, size in zip(slots, sizes, strict=True)]
     columns = [np.concatenate([getattr(step, key) for step in steps]) for key in ("tokens", "slots", "positions")]
-    apart = [whole(backend, [*before, *now])[len(before) :] for before, now in sequences]
-    found = backend.run(Step(*columns, wanted=np.array([1, 3, 8, 15])))
-    np.testing.assert_array_equal(found, [apart[0][1], apart[0][3], apart[1][4], apart[2][0]])
+    step = Step(*columns, wanted=np.array([8, 0, 3]))
+    expected = backend.run(step).argmax(axis=1)
+    for slot in slots:
+        backend.trim(slot, 0)
+    np.testing.assert_array_equal(backend.best(step), expected)
 
 
-def test_a_trimmed_slot_and_a_step_without_logits():
-    backend = tiny.backend("llama", "q4", "cpu")
-    slot = Slot(backend, 64)
-    assert slot.extend(IDS, wanted=range(0)).shape == (0, 97)
-    assert slot.reuse([*IDS[:20], 5]) == 20
-    np.testing.assert_array_equal(slot.extend([5]), whole(backend, [*IDS[:20], 5])[-1:])
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+def test_logits_that_are_not_numbers_are_refused(kind):
+    backend = tiny.backend("llama", "f32", kind)
+    tensors = tiny.tensors(architectures.get("llama"), architectures.get("llama").Config.tiny())
+    tensors["norm"].data[:] = np.nan
+    broken = type(backend)(architectures.get("llama"), architectures.get("llama").Config.tiny(), tensors, 64, 1)
+    for params in (SamplingParams(temperature=0), SamplingParams(temperature=0, repeat_penalty=2), SamplingParams()):
+        with pytest.raises(BackendError, match="not numbers"):
+            list(generate(Slot(broken, 64), IDS[:5], Sampler(params), 3))
+
+
+def test_greedy_generation_writes_no_logits(monkeypatch):
+    backend = tiny.backend("llama", "q4m", "cpu")
+    expected = list(generate(Slot(backend, 64), IDS[:5], Sampler(SamplingParams(temperature=0)), 20))
+    found = [Slot(backend, 64).extend([*IDS[:5], *expected[:n]])[0].argmax() for n in range(20)]
+    assert found == expected
+    monkeypatch.setattr(backend, "run", None)
+    assert list(generate(Slot(backend, 64), IDS[:5], Sampler(SamplingParams(temperature=0)), 20)) == expected
 
 
 def test_a_wrapped_ring_is_the_reference_s():
@@ -156,6 +166,7 @@ def test_the_plan_reads_well(smollm2_path):
     loaded.file.close()
     assert lines[0].startswith("x = row of embed for each token")
     assert lines[2] == "layers 0 to 29, each"
+    assert lines[-2].endswith("wanted rows, or the best token of each")
     assert any("gate_up = rms_norm(x) @ gate_up.T" in line for line in lines)
     assert lines[-1] == "243 ops; 96.4 MB of weights are read for each step"
     assert len(lines) < 20
@@ -210,12 +221,3 @@ def test_the_number_of_threads_follows_what_is_fastest():
     assert times(pace, busy, 400)[20:].count(3) >= 350
     assert times(pace, quiet, 400)[100:].count(4) >= 280
     assert set(times(Pace(1), {1: 1.0}, 100)) == {1}
-
-
-def test_any_mixture_of_thread_counts_gives_the_same_bits(monkeypatch):
-    expected = whole(tiny.backend("llama", "q4m", "cpu", n_threads=1))
-    backend = tiny.backend("llama", "q4m", "cpu", n_threads=3)
-    counts = iter([1, 3, 2] * 20)
-    monkeypatch.setattr(backend._team._pace, "next", lambda: next(counts))
-    slot = Slot(backend, 64)
-    np.testing.assert_array_equal(np.concatenate([slot.extend([id]) for id in IDS]), expected)

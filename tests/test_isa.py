@@ -14,7 +14,9 @@ pytest.importorskip("numba")
 
 from edgellm import isa
 from edgellm.errors import BackendError
-from edgellm.isa._vectors import LANES, primitives
+from edgellm.isa._llvm import LANES
+from edgellm.isa._vectors import primitives, row_primitives
+from edgellm.kernels import primitives as plain
 
 PAIRWISE = ("add", "sub", "mul", "div", "maximum")
 FLOATS = (*PAIRWISE, "fma", "absolute", "exp", "where_positive", "zero", "fill", "splat_f32")
@@ -167,6 +169,51 @@ def test_a_dot_product_begins_anywhere_and_rounds_once(name):
     run(dots, name, n, np.zeros((n, 64), np.uint8), np.full((n, 4), -128, np.int8), starts, out)
     np.testing.assert_array_equal(out[:, 0], np.broadcast_to(starts.astype(np.float32)[:, None], (n, LANES)))
     np.testing.assert_array_equal(out[:, 1], out[:, 0])
+
+
+# Rows of activations.
+
+
+def dot_rows(n, tiles, codes, scales, starts, out):
+    """Of n tiles of 64 bytes: the dot products of each row, as integers from its start, and scaled and summed."""
+    rows, acc = row_count(), rows_zero()
+    for i in range(n):
+        u, w = load_bytes(tiles + 64 * i), load_f16(tiles + 64 * n + 32 * i)
+        acc = rows_scale_add(acc, rows_dot4_u8(rows_start(starts), u, codes), w, scales)
+        store_rows(out + 128 * rows * i, acc)
+        acc = rows_fma(rows_scale_add(acc, rows_dot4(rows_zero_ints(), low4(u), codes), w, scales), w, scales)
+        store_rows(out + 128 * rows * i + 64 * rows, acc)
+        codes, scales, starts = codes + 4 * rows, scales + 4 * rows, starts + 4 * rows
+
+
+@cache
+def dot_rows_of(name, count):
+    """The body compiled with the primitives of an ISA, or plain."""
+    from numba import njit
+
+    found = isa.get(name) if name else None
+    names = {**bound(name), **row_primitives(found.dot4, found.dot4_u8, count)} if found else vars(plain)
+    body = FunctionType(dot_rows.__code__, {**globals(), **names}, dot_rows.__name__)
+    return njit(error_model="numpy")(body) if found else body
+
+
+@pytest.mark.parametrize("count", ["1", "4", "most"])
+def test_rows_are_as_in_plain_python(name, count, rng, monkeypatch):
+    """Every operation on rows, for the numbers of rows that dot kernels are compiled for."""
+    count = isa.get(name).ROWS if count == "most" else int(count)
+    monkeypatch.setattr(plain, "COUNT", count)
+    n = 200
+    halves = rng.uniform(-1, 1, (n, LANES)).astype(np.float16)
+    tiles = np.concatenate([rng.integers(0, 256, 64 * n).astype(np.uint8), halves.view(np.uint8).reshape(-1)])
+    codes = rng.integers(-128, 128, (n, count, 4)).astype(np.int8)
+    scales = rng.uniform(-1, 1, (n, count)).astype(np.float32)
+    starts = rng.integers(-(2**22), 2**22, (n, count)).astype(np.int32)
+    outs = np.full((2, n, 2, count, LANES), np.nan, np.float32)
+    for which, out in zip((name, None), outs, strict=True):
+        dot_rows_of(which, count)(n, *(array.ctypes.data for array in (tiles, codes, scales, starts, out)))
+    assert set(dot_rows.__code__.co_names) >= set(row_primitives(None, None, 1))
+    assert np.isfinite(outs).all()
+    np.testing.assert_array_equal(*(out.view(np.int32) for out in outs))
 
 
 # Float operations.

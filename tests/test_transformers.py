@@ -13,7 +13,7 @@ from edgellm.config import expand
 from edgellm.converters.checkpoint import parts
 from edgellm.file import pad_vector
 from edgellm.generate import Slot, generate
-from edgellm.sampling import SamplingParams, make_sampler
+from edgellm.sampling import Sampler, SamplingParams
 from edgellm.tensor import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,7 +28,7 @@ def test_logits_and_greedy_tokens(case):
     backend = _backend(CASES[case])
     logits = Slot(backend, 64).extend(IDS, wanted=range(len(IDS)))
     np.testing.assert_allclose(logits[:, :6], EXPECTED[case]["logits"], atol=1e-4)
-    greedy = make_sampler(SamplingParams(temperature=0))
+    greedy = Sampler(SamplingParams(temperature=0))
     assert [*IDS[:4], *generate(Slot(backend, 64), IDS[:4], greedy, 20)] == EXPECTED[case]["greedy"]
 
 

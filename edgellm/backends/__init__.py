@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from edgellm.architectures import Architecture
-from edgellm.arrays import F32
+from edgellm.arrays import F32, I32
 from edgellm.errors import BackendError
 from edgellm.step import Step
 from edgellm.tensor import Tensor
@@ -42,8 +44,17 @@ class Backend(Protocol):
     def run(self, step: Step) -> F32:
         """Evaluate the rows, append them to the caches: -> (wanted rows, vocab_size) logits."""
 
+    def best(self, step: Step) -> I32:
+        """As `run`, without the logits: -> (wanted rows,) tokens, what `best_tokens` makes of the logits."""
+
     def close(self) -> None:
         """Let go of the tensors."""
+
+
+def best_tokens(logits: F32) -> I32:
+    """The token with the largest logit of each row, the first of equals; -1 if a logit of the row is not a number."""
+    best = logits.argmax(axis=1)
+    return np.where(np.isnan(logits[np.arange(len(logits)), best]), -1, best).astype(np.int32)
 
 
 def names() -> list[str]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from edgellm import isa, quant
 from edgellm.architectures import Architecture, LayerCache
-from edgellm.arrays import F32, Array
+from edgellm.arrays import F32, I32, Array
 from edgellm.cache import Held, Slots
-from edgellm.kernels import Compiler, all_compiled, compiler, dots, layout
+from edgellm.kernels import Compiler, Kernel, compiler, dots, layout
 from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
+from edgellm.kernels.best import best
 from edgellm.kernels.matmul import matmul
 from edgellm.kernels.prepare import prepare
 from edgellm.kernels.rows import FORMATS, embed, rope_angles, rope_append
+from edgellm.kernels.run import run, serve
 from edgellm.kernels.team import Team
 from edgellm.plan import Angles, Attention, Buffer, Embed, Gated, Matmul, Normed, Plan, RopeAppend, record
 from edgellm.step import Step
@@ -24,6 +26,18 @@ from edgellm.tensor import Tensor
 
 PROLOGUES = {"silu": 2, "gelu_tanh": 3}
 QUANTIZED = ("q4", "q4m", "q8")
+BEST = np.dtype([("logit", np.float32), ("token", np.int32)])
+"""What a thread finds for a row; see kernels.best."""
+WORTH_MORE_KERNELS = 16
+"""Rows of a first step that are worth compiling the dot kernels for several rows; until then it is done row by row."""
+
+
+def needed(formats: Iterable[str], most_rows: int) -> list[Kernel]:
+    """The kernels of any model with matrices in these formats, for up to `most_rows` rows at once."""
+    bodies = (run, serve, embed, rope_angles, rope_append, attention, attention_merge, prepare, matmul, best)
+    rows = sorted({1, min(4, most_rows), most_rows})
+    products = [Kernel(getattr(dots, fmt), n) for fmt in sorted(set(formats)) for n in rows]
+    return [*(Kernel(body) for body in bodies), *products]
 
 
 class Backend(Slots["_Slot"]):
@@ -38,21 +52,44 @@ class Backend(Slots["_Slot"]):
         n_threads: int | None = None,
     ) -> None:
         self._vocab_size = config.vocab_size
-        kernels, plan = compiler(isa.detect()), record(architecture, config, tensors)
+        self._kernels, plan = compiler(isa.detect()), record(architecture, config, tensors)
         self._plan = plan  # whose arrays the records point into
-        self._team = Team(kernels, n_threads)
+        most_rows = self._kernels.isa.ROWS if self._kernels.load(self._needed(self._kernels.isa.ROWS)) else 1
+        self._kernels.get(self._needed(most_rows))
+        self._team = Team(self._kernels, n_threads)
         self._memory = _Memory(plan, context_length, self.MAX_ROWS, self._team.n_threads)
-        self._records = _Lowering(kernels, plan, self._memory).records()
-        all_compiled()
+        self._lower(most_rows)
         self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
         super().__init__(context_length)
+
+    def _needed(self, most_rows: int) -> list[Kernel]:
+        return needed((op.weight.format for op in self._plan.ops if isinstance(op, Matmul)), most_rows)
+
+    def _lower(self, most_rows: int) -> None:
+        self._kernels.get(self._needed(most_rows))
+        self._records = _Lowering(self._kernels, self._plan, self._memory, most_rows).records()
+        self._most_rows = most_rows
 
     def _new_slot(self) -> _Slot:
         return _Slot(self._memory.layers)
 
     def run(self, step: Step) -> F32:
-        self._begin(step)
         logits = np.empty((len(step.wanted), -(-self._vocab_size // 16) * 16), np.float32)
+        self._run(step, "LOGITS", logits)
+        return logits[:, : self._vocab_size]
+
+    def best(self, step: Step) -> I32:
+        found = np.full((self._team.n_threads, len(step.wanted)), np.array((-np.inf, 0), BEST))
+        self._run(step, "BEST", found)
+        # Threads have their tokens in ascending order, so the first of equals is right here too; NaN counts as largest.
+        best_thread = found["logit"].argmax(axis=0)
+        tokens: I32 = found["token"][best_thread, np.arange(len(step.wanted))]
+        return tokens
+
+    def _run(self, step: Step, wants: str, out: Array) -> None:
+        if self._most_rows == 1 and len(step.tokens) >= WORTH_MORE_KERNELS:
+            self._lower(self._kernels.isa.ROWS)
+        self._begin(step)
         caches = np.zeros(max(self._slots) + 1, np.int64)
         for slot, held in self._slots.items():
             caches[slot] = held.address
@@ -62,12 +99,11 @@ class Backend(Slots["_Slot"]):
             "ROWS": len(step.tokens), "TOKENS": step.tokens.ctypes.data, "POSITIONS": step.positions.ctypes.data,
             "SLOTS": step.slots.ctypes.data, "CACHES": caches.ctypes.data, "WANTED": wanted.ctypes.data,
             "N_WANTED": len(wanted), "SCRATCH": _address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
-            "PACKED": _address(self._memory.packed), "LOGITS": logits.ctypes.data,
+            "PACKED": _address(self._memory.packed), wants: out.ctypes.data,
         }.items():  # fmt: skip
             cells[getattr(layout, f"STEP_{name}") // layout.CELL] = value
-        self._team.run(self._records, cells, caches, wanted, logits, step.tokens, step.positions, step.slots)
+        self._team.run(self._records, cells, caches, wanted, out, step.tokens, step.positions, step.slots)
         self._end(step)
-        return logits[:, : self._vocab_size]
 
     def close(self) -> None:
         self._team.close()
@@ -153,8 +189,8 @@ def code_bytes(weight: Tensor) -> int:
 class _Lowering:
     """A plan's ops -> records: addresses, sizes, and the kernels that they ask for."""
 
-    def __init__(self, kernels: Compiler, plan: Plan, memory: _Memory) -> None:
-        self._kernels, self._plan, self._memory = kernels, plan, memory
+    def __init__(self, kernels: Compiler, plan: Plan, memory: _Memory, most_rows: int) -> None:
+        self._kernels, self._plan, self._memory, self._most_rows = kernels, plan, memory, most_rows
 
     def records(self) -> Array:
         """(ops, RECORD_CELLS) int64."""
@@ -199,7 +235,7 @@ class _Lowering:
 
     def _matmul(self, op: Matmul, joined: bool) -> Iterator[dict[str, Any]]:
         source = op.source if isinstance(op.source, Buffer) else op.source.x
-        body, most = getattr(dots, op.weight.format), self._kernels.isa.ROWS
+        body, most = getattr(dots, op.weight.format), self._most_rows
         fields: dict[str, Any] = {
             **_matrix(op.weight), "COLS": op.weight.shape[1], "CODE_BYTES": code_bytes(op.weight), "ROWS_N": most,
             "ADDS": op.adds, "GATHERS": op.logits, "SAME_INPUT": op.same_input, "PAIR": op.weight.pair,
@@ -210,13 +246,16 @@ class _Lowering:
         elif isinstance(op.source, Gated):
             fields["PROLOGUE"] = PROLOGUES[op.source.activation]
         if op.logits:
-            fields["TARGET_STRIDE"] = 64 * fields["N_BLOCKS"]
+            fields |= {"TARGET_STRIDE": 64 * fields["N_BLOCKS"], "VOCAB_SIZE": op.weight.shape[0]}
+            fields["LOGITS_OP"] = self._kernels.op(matmul)
         else:
             fields["TARGET"], fields["TARGET_STRIDE"] = self._memory.place(op.out)
-        fields |= {f"DOT_{name}": self._kernels.dot(body, n) for name, n in (("1", 1), ("4", 4), ("N", most))}
+        for name, n in (("1", 1), ("4", 4), ("N", most)):
+            if n <= most:
+                fields[f"DOT_{name}"] = self._kernels.dot(body, n)
         if not op.same_input:
             yield {**fields, "OP": self._kernels.op(prepare), "BARRIER": 2}
-        yield {**fields, "OP": self._kernels.op(matmul), "BARRIER": 0 if joined else 1}
+        yield {**fields, "OP": self._kernels.op(best if op.logits else matmul), "BARRIER": 0 if joined else 1}
 
     def _rope_append(self, op: RopeAppend) -> dict[str, Any]:
         layer = self._memory.layers[op.layer]

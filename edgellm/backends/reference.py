@@ -12,7 +12,8 @@ from threadpoolctl import ThreadpoolController
 
 from edgellm import quant
 from edgellm.architectures import Architecture
-from edgellm.arrays import F32, Array
+from edgellm.arrays import F32, I32, Array
+from edgellm.backends import best_tokens
 from edgellm.cache import SlotCache, Slots
 from edgellm.ops import Activation
 from edgellm.step import Step
@@ -47,6 +48,9 @@ class Backend(Slots[SlotCache]):
             logits = self._architecture.forward(self._config, self._weights, _Ops(step, self._slots, self._dense))
         self._end(step)
         return logits
+
+    def best(self, step: Step) -> I32:
+        return best_tokens(self.run(step))
 
     def close(self) -> None:
         self._slots, self._dense, self._weights = {}, {}, Weights({})

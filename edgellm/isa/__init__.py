@@ -7,7 +7,7 @@ An ISA module has
     ROWS           activation rows that a prefill kernel holds in registers
     dot4, dot4_u8  LLVM emitters, see _vectors.primitives
 
-Importing a module imports llvmlite and numba; listing them does not.
+Importing a module imports llvmlite; listing them does not.
 """
 
 from __future__ import annotations
@@ -71,11 +71,24 @@ def _runs(isa: Isa) -> bool:
 
 
 @cache
-def cpu() -> tuple[str, frozenset[str]]:
-    """The machine, "x86_64" or "aarch64", and the features that Numba lets LLVM use."""
-    from numba.core.registry import cpu_target
+def host() -> tuple[str, str, str]:
+    """LLVM's words for this machine: its triple, the CPU's name, its features. Numba's variables for them count."""
+    from llvmlite import binding
 
-    triple, name, listed = cpu_target.target_context.codegen().magic_tuple()
+    name = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        try:
+            features = binding.get_host_cpu_features().flatten()
+        except RuntimeError:  # LLVM knows no way to ask this system
+            features = ""
+    return binding.get_process_triple(), name, features
+
+
+@cache
+def cpu() -> tuple[str, frozenset[str]]:
+    """The machine, "x86_64" or "aarch64", and the features that LLVM may use."""
+    triple, name, listed = host()
     machine = triple.split("-")[0].replace("arm64", "aarch64")
     features = {word[1:] for word in listed.split(",") if word.startswith("+")}
     if machine == "aarch64" and _emits_dot_products(triple, name, listed):
@@ -87,6 +100,8 @@ def _emits_dot_products(triple: str, name: str, listed: str) -> bool:
     """Does LLVM write udot for a sum of products? The list of a host lacks dotprod: the CPU's name implies it."""
     from llvmlite import binding
 
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
     target = binding.Target.from_triple(triple).create_target_machine(cpu=name, features=listed, opt=2)
     return "udot" in target.emit_assembly(binding.parse_assembly(_SUM_OF_PRODUCTS))
 

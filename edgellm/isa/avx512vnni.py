@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgellm.isa._vectors import INTS, bytes_of, call
+from edgellm.isa._llvm import INTS, bytes_of, call
 
 MACHINE, FEATURES, ROWS = "x86_64", (("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c"),), 12
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgellm.isa._vectors import I32, bytes_of, call, in_parts
+from edgellm.isa._llvm import I32, bytes_of, call, in_parts
 
 MACHINE, ROWS = "x86_64", 4
 FEATURES = ("avxvnni", "avx2", "fma", "f16c"), ("avx512vnni", "avx512vl", "avx2", "fma", "f16c")

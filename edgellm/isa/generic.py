@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgellm.isa._vectors import I32, INTS, LANES, bytes_of
+from edgellm.isa._llvm import I32, INTS, LANES, bytes_of
 
 MACHINE, FEATURES, ROWS = "", ((),), 4
 

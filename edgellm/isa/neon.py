@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgellm.isa._vectors import BYTES, I32, bytes_of, call, constant, in_parts, part
+from edgellm.isa._llvm import BYTES, I32, bytes_of, call, constant, in_parts, part
 
 MACHINE, FEATURES, ROWS = "aarch64", ((),), 4
 _SHORTS, _INTS = ir.VectorType(ir.IntType(16), 8), ir.VectorType(I32, 4)

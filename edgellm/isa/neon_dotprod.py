@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from edgellm.isa._vectors import BYTES, I32, bytes_of, call, constant, in_parts
+from edgellm.isa._llvm import BYTES, I32, bytes_of, call, constant, in_parts
 
 MACHINE, FEATURES, ROWS = "aarch64", (("dotprod",),), 4
 

@@ -1,148 +1,159 @@
 """Kernels of the CPU backend: plain functions over vector primitives, compiled for the very CPU they run on.
 
-A body is written once. `Compiler` rebuilds it with the primitives of an ISA in place of the plain ones,
-and so on down through the bodies that it calls. All flags of the compiler are here.
+A body is written once. Compiling rebuilds it with the primitives of an ISA in place of the plain ones, and so on down
+through the bodies that it calls. Each kernel becomes an object file, once per machine (see objects): where they are all
+there, neither Numba nor a compiler is loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import ctypes
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable
 from functools import cache
-from inspect import signature as signature_of
-from pathlib import Path
-from types import FunctionType
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
-from edgellm.home import home
 from edgellm.isa import Isa
+from edgellm.kernels import objects
 
 Body = Callable[..., Any]
+SYMBOL = "kernel"
+"""What the function is called in an object file."""
+
+
+class Kernel(NamedTuple):
+    """A body to compile: an op, a function to call from Python, or with a number of rows a dot kernel."""
+
+    body: Body
+    rows: int = 0
+
+    @property
+    def n_arguments(self) -> int:
+        """All int64."""
+        return int(self.body.__code__.co_argcount)
+
+    @property
+    def name(self) -> str:
+        """'matmul.matmul', 'dots.q4-12'."""
+        module = self.body.__module__.rpartition(".")[2]
+        return f"{module}.{self.body.__name__}" + (f"-{self.rows}" if self.rows else "")
 
 
 class Compiler:
-    """Compiles bodies for one ISA; each once."""
+    """The kernels of one ISA: loaded, or compiled and then loaded, each once."""
 
     def __init__(self, isa: Isa) -> None:
-        from edgellm.isa._vectors import primitives, row_primitives
-        from edgellm.kernels._calls import calls
-
         self.isa = isa
-        self._primitives = {**primitives(isa.dot4, isa.dot4_u8), **calls()}
-        self._row_primitives = row_primitives
-        self._bound: dict[Body, Any] = {}
-        self._ops: dict[Any, Any] = {}
+        self._functions: dict[Kernel, Any] = {}
+        self._kept: list[Any] = []
+        self._bodies: Any = None
+        self._lock = threading.RLock()
 
     def op(self, body: Body) -> int:
         """Address of an op: (record, step, thread, n_threads) -> nothing."""
-        return self._address(body, body, self._primitives, 4)
+        return self._address(Kernel(body))
 
     def dot(self, body: Body, rows: int) -> int:
         """Address of a dot kernel for that many rows of activations; see dots."""
-        key, primitives = (body, rows), self._primitives
-        if key not in self._ops:
-            primitives = {**primitives, **self._row_primitives(self.isa.dot4, self.isa.dot4_u8, rows)}
-        return self._address(key, body, primitives, 7)
+        return self._address(Kernel(body, rows))
 
     def function(self, body: Body) -> Any:
-        """A body to call from Python; it runs without the interpreter's lock."""
-        import numba
+        """A body to call from Python with integers, for one; it runs without the interpreter's lock."""
+        self.get([Kernel(body)])
+        return self._functions[Kernel(body)]
 
-        key = ("function", body)
-        if key not in self._ops:
-            signature = (numba.types.int64,) * len(signature_of(body).parameters)
-            dispatcher = self._compiled(body, self._primitives, "", numba.njit, nogil=True)
-            dispatcher.compile(signature)
-            self._ops[key] = dispatcher
-        return self._ops[key]
+    def kept(self, kernel: Kernel) -> bool:
+        """Whether the kernel is on disk."""
+        return objects.read(self._file(kernel)) is not None
 
-    def _address(self, key: Any, body: Body, primitives: dict[str, Any], arity: int) -> int:
-        from numba import cfunc, types
+    def load(self, kernels: Iterable[Kernel]) -> bool:
+        """Load what is on disk; whether that is all of them."""
+        with self._lock:
+            for kernel in kernels:
+                if kernel not in self._functions and (compiled := objects.read(self._file(kernel))):
+                    self._link(kernel, compiled)
+            return all(kernel in self._functions for kernel in kernels)
 
-        if key not in self._ops:
-            signature, tag = types.void(*[types.int64] * arity), f"_{key[1]}" if isinstance(key, tuple) else ""
-            self._ops[key] = self._compiled(body, primitives, tag, lambda **flags: cfunc(signature, **flags))
-        return int(self._ops[key].address)
+    def get(self, kernels: Iterable[Kernel]) -> None:
+        """Have all of these kernels, compiling those that are nowhere yet. Shows how far it is on a terminal."""
+        with self._lock:
+            kernels = list(dict.fromkeys(kernels))
+            if self.load(kernels):
+                objects.used()
+                return
+            missing = [kernel for kernel in kernels if kernel not in self._functions]
+            try:
+                for i, kernel in enumerate(missing, 1):
+                    _say(f"compiling kernels, once per machine: {i} of {len(missing)}, {kernel.name}")
+                    self._compile(kernel)
+            finally:
+                _say("")
+            objects.tidy()
 
-    def _compiled(self, body: Body, primitives: dict[str, Any], tag: str, jit: Any, **flags: bool) -> Any:
-        """A body compiled, or taken from the cache of compiled code where that can be kept."""
-        rebuilt = self._rebuilt(body, primitives, tag)
-        with _cache_folder() as folder:
-            if folder is None or not any(folder.rglob(f"*.{rebuilt.__qualname__}-*.nbi")):
-                _say(f"compiling kernels for this CPU, once per machine: {rebuilt.__qualname__}")
-            return jit(error_model="numpy", cache=folder is not None, **flags)(rebuilt)
+    def _compile(self, kernel: Kernel) -> None:
+        if self._bodies is None:
+            from edgellm.kernels._numba import Bodies
 
-    def _rebuilt(self, body: Body, primitives: dict[str, Any], tag: str = "") -> Body:
-        """The body with an ISA's primitives, and compiled bodies, under the names that it uses."""
-        assert isinstance(body, FunctionType)
-        names = {name: primitives[name] for name in body.__code__.co_names if name in primitives}
-        for name in body.__code__.co_names:
-            callee = body.__globals__.get(name)
-            if (
-                name not in names
-                and isinstance(callee, FunctionType)
-                and callee.__module__.startswith("edgellm.kernels")
-            ):
-                names[name] = self._inlined(callee)
-        rebuilt = FunctionType(body.__code__, {**body.__globals__, **names}, body.__name__, body.__defaults__)
-        rebuilt.__qualname__ = f"{body.__qualname__}_{self.isa.__name__.rpartition('.')[2]}{tag}"
-        rebuilt.__module__ = body.__module__
-        return rebuilt
+            self._bodies = Bodies(self.isa)
+        compiled = self._bodies.object_file(kernel)
+        if self._link(kernel, compiled):
+            objects.write(self._file(kernel), compiled)
+        else:
+            self._kept.append(self._bodies.in_process(kernel))
+            self._functions[kernel] = self._kept[-1].ctypes
 
-    def _inlined(self, body: Body) -> Any:
-        import numba
+    def _link(self, kernel: Kernel, compiled: bytes) -> bool:
+        """Put machine code into memory; False if it asks for a symbol that is not in this process."""
+        address = _linked(self._file(kernel), compiled)
+        if address is None:
+            return False
+        kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * kernel.n_arguments)
+        self._functions[kernel] = kind(address)
+        return True
 
-        if body not in self._bound:
-            rebuilt = self._rebuilt(body, self._primitives)
-            self._bound[body] = numba.njit(error_model="numpy", forceinline=True)(rebuilt)
-        return self._bound[body]
+    def _address(self, kernel: Kernel) -> int:
+        self.get([kernel])
+        return ctypes.cast(self._functions[kernel], ctypes.c_void_p).value or 0
 
-
-@contextmanager
-def _cache_folder() -> Iterator[Path | None]:
-    """Have Numba keep what it compiles in our own folder, named by all that the code depends on: Numba looks at a
-    body's own file only, and not at what it inlines. None where the folder cannot be written."""
-    from numba import config
-
-    folder = home() / "kernels" / _fingerprint()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
-    try:
-        yield folder if writable else None
-    finally:
-        config.CACHE_DIR = before
-
-
-def _say(line: str) -> None:
-    """Show what takes long on a terminal's last line."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-
-def all_compiled() -> None:
-    """Clear the line that `_say` wrote."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    def _file(self, kernel: Kernel) -> str:
+        assert kernel.body.__module__.startswith("edgellm.kernels"), "the key does not cover other sources"
+        return f"{kernel.name}-{self.isa.__name__.rpartition('.')[2]}"
 
 
 @cache
-def _fingerprint() -> str:
-    """Of the sources of kernels and ISAs; the versions of Python and of the compiler."""
-    import llvmlite
-    import numba
+def _jit() -> Any:
+    """LLVM's loader. Never disposed of, nor what it loads: threads may be in there when the interpreter ends."""
+    from llvmlite import binding
 
-    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__}".encode())
-    folder = Path(__file__).parent
-    for path in sorted([*folder.glob("*.py"), *(folder.parent / "isa").glob("*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    jit = binding.create_lljit_compiler(suppress_errors=True)
+    jit._owned = True
+    return jit
+
+
+def _linked(name: str, compiled: bytes) -> int | None:
+    """The address of an object file's SYMBOL in memory; None if it wants a symbol that this process lacks."""
+    from llvmlite import binding
+
+    builder = binding.JITLibraryBuilder().add_object_img(compiled).add_current_process().export_symbol(SYMBOL)
+    try:
+        tracker = builder.link(_jit(), f"{name}.{next(_NUMBERS)}")
+    except RuntimeError:
+        return None
+    tracker.detach()
+    return int(tracker[SYMBOL])
+
+
+_NUMBERS = count()
+
+
+def _say(line: str) -> None:
+    """Show what takes long on a terminal's last line, or clear it."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 
 _COMPILERS: dict[str, Compiler] = {}
@@ -150,6 +161,4 @@ _COMPILERS: dict[str, Compiler] = {}
 
 def compiler(isa: Isa) -> Compiler:
     """The one compiler of an ISA."""
-    if isa.__name__ not in _COMPILERS:
-        _COMPILERS[isa.__name__] = Compiler(isa)
-    return _COMPILERS[isa.__name__]
+    return _COMPILERS.setdefault(isa.__name__, Compiler(isa))

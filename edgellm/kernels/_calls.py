@@ -9,7 +9,8 @@ from llvmlite import ir
 from numba import types
 
 from edgellm.isa import cpu
-from edgellm.isa._vectors import ADDRESS, I32, I64, call, operation
+from edgellm.isa._llvm import I32, I64, call
+from edgellm.isa._vectors import ADDRESS, operation
 
 
 def calls() -> dict[str, Any]:

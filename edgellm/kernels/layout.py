@@ -15,7 +15,7 @@ KEY_BLOCK = 128
 """Keys that are attended to together, from multiples of it on. Part of the numerics: see attention."""
 
 CELL = 8
-RECORD_CELLS = 40
+RECORD_CELLS = 41
 
 # Every record.
 OP, BARRIER = (CELL * i for i in range(2))
@@ -35,17 +35,20 @@ the step's wanted rows. CODE_BYTES: 1 for int8 activations, 4 for float32."""
     QUERIES, OUT, PARTIALS, N_HEADS, N_KV_HEADS, WINDOW, SCALE, V_OFFSET, HEAD_DIM, KV_OFFSET, CAPACITY,
 ) = (CELL * (28 + i) for i in range(11))  # fmt: skip
 
+# The head, besides a matmul's: see best.
+LOGITS_OP, VOCAB_SIZE = (CELL * (39 + i) for i in range(2))
+
 # A step.
 STEP_ROWS, STEP_TOKENS, STEP_POSITIONS, STEP_SLOTS, STEP_CACHES, STEP_WANTED, STEP_N_WANTED = (
     CELL * i for i in range(7)
 )
-STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_PACKED, STEP_LOGITS, STEP_BARRIER, STEP_ARRIVED = (
-    CELL * (7 + i) for i in range(6)
+STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_PACKED, STEP_LOGITS, STEP_BEST, STEP_BARRIER, STEP_ARRIVED = (
+    CELL * (7 + i) for i in range(7)
 )
 STEP_CELLS = 16
 """Tokens, positions, slots, wanted rows are int32 arrays; STEP_CACHES is an int64 array, slot -> address. STEP_SCRATCH
-has STEP_SCRATCH_BYTES for each thread; STEP_PACKED is shared. STEP_BARRIER is the address of the barrier's counter,
-STEP_ARRIVED what stood there before the step."""
+has STEP_SCRATCH_BYTES for each thread; STEP_PACKED is shared. A step has one of STEP_LOGITS and STEP_BEST; the other is
+0. STEP_BARRIER is the address of the barrier's counter, STEP_ARRIVED what stood there before the step."""
 
 MOST_THREADS = 256
 """A generation is a count times this, plus the number of threads that are in its step."""

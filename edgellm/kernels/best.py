@@ -1,0 +1,92 @@
+"""The head of a model: logits for the wanted rows or, where the step asks for them, only the best token of each.
+
+For the best tokens nothing of the vocabulary's size is written: each thread keeps, for every wanted row, the largest of
+its own logits and the token it belongs to, the first of equals. The logits are those that `matmul` writes, bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgellm.kernels.layout import (
+    CODE_BYTES,
+    LOGITS_OP,
+    N_BLOCKS,
+    N_TILES,
+    ROWS_N,
+    STEP_BEST,
+    STEP_N_WANTED,
+    STEP_PACKED,
+    STEP_SCRATCH,
+    STEP_SCRATCH_BYTES,
+    TILE_BYTES,
+    VOCAB_SIZE,
+    WEIGHT,
+)  # fmt: skip
+from edgellm.kernels.matmul import kernel
+from edgellm.kernels.prepare import packed_bytes, prepare_rows, rows_together
+from edgellm.kernels.primitives import (
+    call_dot,
+    call_op,
+    fill,
+    first,
+    get_f32,
+    get_i64,
+    lanes_max,
+    lanes_sum,
+    load_f32,
+    maximum,
+    set_f32,
+    set_i32,
+    store_f32,
+)  # fmt: skip
+
+PAIR_BYTES = 8
+"""Of a largest logit, float32, and its token, int32. STEP_BEST has [thread][wanted row] of them, which begin as -inf
+and 0; a row with a logit that is not a number ends as NaN and -1."""
+
+
+def best(record: int, step: int, thread: int, n_threads: int) -> None:
+    """The op: each thread takes a run of blocks of 16 tokens, for all wanted rows."""
+    if get_i64(step + STEP_BEST) == 0:
+        call_op(get_i64(record + LOGITS_OP), record, step, thread, n_threads)
+        return
+    rows, n_blocks = get_i64(step + STEP_N_WANTED), get_i64(record + N_BLOCKS)
+    scratch = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
+    packed = get_i64(step + STEP_PACKED)
+    if rows == 1:
+        packed = scratch + get_i64(step + STEP_SCRATCH_BYTES) // 2
+        prepare_rows(record, step, thread, 0, 1, packed)
+    found = get_i64(step + STEP_BEST) + thread * rows * PAIR_BYTES
+    for block in range(n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads):
+        best_of_block(record, found, block, rows, packed, scratch)
+
+
+def best_of_block(record: int, found: int, block: int, rows: int, packed: int, outputs: int) -> None:
+    """16 logits for every row, compared with the largest so far."""
+    n_tiles, row = get_i64(record + N_TILES), 0
+    weight = get_i64(record + WEIGHT) + block * n_tiles * get_i64(record + TILE_BYTES)
+    row_bytes, code_bytes = packed_bytes(record), 64 * n_tiles * get_i64(record + CODE_BYTES)
+    while row < rows:
+        count = rows_together(rows - row, get_i64(record + ROWS_N))
+        codes = packed + row * row_bytes
+        scales = codes + count * code_bytes
+        sums = scales + 16 * n_tiles * count
+        call_dot(kernel(record, count), weight, n_tiles, codes, scales, sums, sums + 8 * n_tiles * count, outputs)
+        for i in range(count):
+            keep_better(found + PAIR_BYTES * (row + i), outputs + 64 * i, 16 * block, get_i64(record + VOCAB_SIZE))
+        row += count
+
+
+def keep_better(found: int, logits: int, token: int, vocab_size: int) -> None:
+    """Compare the logits of 16 tokens from `token` on, as far as there are tokens. NaN, once kept, stays."""
+    y = first(vocab_size - token, load_f32(logits), fill(-math.inf))
+    if math.isnan(lanes_sum(maximum(fill(math.inf), y))):
+        set_f32(found, math.nan)
+        set_i32(found + 4, -1)
+    elif lanes_max(y) > get_f32(found):
+        store_f32(logits, y)
+        for i in range(16):
+            if get_f32(logits + 4 * i) > get_f32(found):
+                set_f32(found, get_f32(logits + 4 * i))
+                set_i32(found + 4, token + i)
