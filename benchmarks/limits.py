@@ -14,7 +14,6 @@ Threads stay the same for all measurements. Figures are medians; a gigabyte is 1
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from edgellm import isa
-from edgellm.kernels import compiler
+from edgellm.kernels import Kernel
 from edgellm.kernels.primitives import (
     add,
     load_bytes,
@@ -56,10 +55,10 @@ SECONDS = 0.06
 RUNS = 5
 
 
-# ---- kernels: bodies with the signature of a dot kernel, which is seven integers
+# ---- kernels
 
 
-def read(start: int, n_lines: int, passes: int, ahead: int, _x: int, _y: int, out: int) -> None:
+def read(start: int, n_lines: int, passes: int, ahead: int, out: int) -> None:
     """Load all lines of a buffer, four at a time, that many times over."""
     a, b, c, d = zero(), zero(), zero(), zero()
     for _pass in range(passes):
@@ -75,7 +74,7 @@ def read(start: int, n_lines: int, passes: int, ahead: int, _x: int, _y: int, ou
     store_f32(out, add(add(a, b), add(c, d)))
 
 
-def dot(weights: int, n: int, codes: int, scales: int, _x: int, _y: int, out: int) -> None:
+def dot(weights: int, n: int, codes: int, scales: int, out: int) -> None:
     """64 weights, of 8 x 64 that stay in the first cache, times every row's four codes, which stay in registers."""
     sums = rows_zero_ints()
     for i in range(n):
@@ -83,9 +82,18 @@ def dot(weights: int, n: int, codes: int, scales: int, _x: int, _y: int, out: in
     store_rows(out, rows_scale_add(rows_zero(), sums, load_f32(scales), scales))
 
 
-def compiled(body: Callable[..., None], rows: int = 1) -> Callable[..., None]:
-    """A body compiled for this CPU, to be called with seven integers; it runs without the interpreter's lock."""
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(compiler(isa.detect()).dot(body, rows))
+def compiled(body: Callable[..., None], rows: int = 0) -> Callable[..., None]:
+    """A body compiled for this CPU, to be called with integers; it runs without the interpreter's lock."""
+    from edgellm.kernels._numba import Bodies
+
+    kernel = Bodies(isa.detect()).in_process(Kernel(body, rows))
+    function: Callable[..., None] = kernel.ctypes
+    _KEPT.append(kernel)
+    return function
+
+
+_KEPT: list[Any] = []
+"""Compiled code, which goes away with its object."""
 
 
 # ---- measuring
@@ -133,7 +141,7 @@ def read_rate(n_bytes: int, threads: Threads) -> float:
 
     def work(ahead: int) -> Callable[[int, int], None]:
         return lambda thread, passes: kernel(
-            at + thread * part, part // LINE, passes, ahead, 0, 0, address(out) + thread * LINE
+            at + thread * part, part // LINE, passes, ahead, address(out) + thread * LINE
         )
 
     best = max(DISTANCES, key=lambda ahead: rate(threads, part * threads.n, work(ahead), runs=1))
@@ -150,7 +158,7 @@ def dot_rate(threads: Threads) -> float:
 
     def work(thread: int, passes: int) -> None:
         target = address(out) + thread * LINE * rows
-        kernel(address(weights), 1000 * passes, address(codes), address(scales), 0, 0, target)
+        kernel(address(weights), 1000 * passes, address(codes), address(scales), target)
 
     return rate(threads, 2 * 64 * rows * 1000 * threads.n, work)
 

@@ -54,10 +54,14 @@ def package_version(name: str) -> str | None:
 
 
 def commit(folder: Path) -> str | None:
-    """The commit that is checked out, with "-dirty" after it where files were changed since."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10", "--exclude", "*"]
+    """The last commit that changed a folder, with "-changed" where it was changed since; None outside git."""
+    git = ["git", "-C", str(folder)]
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        last, changes = (
+            subprocess.run([*git, *words, "--", "."], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["log", "-1", "--format=%h", "--abbrev=10"], ["status", "--porcelain"])
+        )
+        return last + ("-changed" if changes else "") if last else None
     return None
 
 

@@ -126,8 +126,8 @@ def _against(cell: Cell) -> str:
     return f"{shown}, target {goal}: {'met' if cell.ratio >= cell.target else 'missed'}"
 
 
-def markdown(found: dict[str, Any], command: str) -> str:
-    """The table of the README and what must be known to read it."""
+def markdown(found: dict[str, Any]) -> str:
+    """The table of the README, and what must be known to read it."""
     columns = [name for name in COLUMNS if any(name in row.cells or name in row.missing for row in rows(found))]
     lines = ["| | edgellm | " + " | ".join([*columns, "of the limit"]) + " |", "|---" * (len(columns) + 3) + "|"]
     for row in rows(found):
@@ -136,16 +136,21 @@ def markdown(found: dict[str, Any], command: str) -> str:
         limit = row.cells.get("limit")
         shown += [f"{100 * limit.ratio:.0f} %" if limit else "-"]
         lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", *_circumstances(found), ""])
+
+
+def _circumstances(found: dict[str, Any]) -> list[str]:
     rounds = sorted({test["rounds"] for test in found["tests"].values()})
     dates = sorted({test["date"][:10] for test in found["tests"].values()})
-    return "\n".join(
-        [
-            *lines, "",
-            f"{where(found)}, {found['threads']} threads, {' and '.join(dates)}; {found['model']};",
-            f"{versions(found)}. Medians of {' or '.join(map(str, rounds))} rounds, in turns.",
-            f"To repeat it: `{command}`", "",
-        ]
-    )  # fmt: skip
+    loads = [cell.foreign for row in rows(found) for cell in row.cells.values() if cell.foreign is not None]
+    times = " to ".join(map(str, dict.fromkeys((rounds[0], rounds[-1]))))
+    command = f"python benchmarks/compare.py --llama-bench PATH --rounds {rounds[-1]} --threads {found['threads']}"
+    return [
+        f"{where(found)}, {found['threads']} threads, {' and '.join(dates)}; {found['model']};",
+        f"{versions(found)}.",
+        f"Rounds: {times}. Other programs kept at most {max(loads):.2f} CPUs busy meanwhile." if loads else "",
+        f"To repeat it: `{command}`",
+    ]
 
 
 def _cell(row: Row, name: str) -> str:
@@ -190,10 +195,6 @@ def _one_line(numbers: re.Match[str]) -> str:
     return "[" + re.sub(r"\s+", " ", numbers[1]) + "]"
 
 
-def command_of(name: str) -> str:
-    return f"python benchmarks/compare.py --out {name}"
-
-
 def with_table(readme: str, name: str, found: dict[str, Any]) -> str:
     """The README with the table of a file of that name. Raises ReportError if it has no place for one."""
     if not BLOCK.search(readme):
@@ -201,7 +202,7 @@ def with_table(readme: str, name: str, found: dict[str, Any]) -> str:
             "README.md has no place for the table; expected the lines "
             "<!-- figures of FILE --> and <!-- end of figures -->"
         )
-    block = f"<!-- figures of {name} -->\n{markdown(found, command_of(name))}<!-- end of figures -->\n"
+    block = f"<!-- figures of {name} -->\n{markdown(found)}<!-- end of figures -->\n"
     return BLOCK.sub(lambda _: block, readme, count=1)
 
 

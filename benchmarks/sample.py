@@ -75,7 +75,7 @@ def read(options: Any) -> float:
     from limits import Threads, read_rate
 
     weights, _, cached = step_sizes(options.model)
-    n_bytes = weights + cached * options.depth
+    n_bytes: int = weights + cached * options.depth
     return read_rate(n_bytes, Threads(options.threads)) / n_bytes
 
 

@@ -1,35 +1,58 @@
-"""Seconds from process start: the import, the command line's help, the first token; and peak memory. Medians of 7."""
+"""From a process's start to its end: the import, the command line's help, one token. Medians of 7, and peak memory.
+
+    python benchmarks/startup.py [--json]
+
+Each case runs once uncounted, which compiles kernels and brings files into memory.
+"""
 
 from __future__ import annotations
 
-import statistics
-import subprocess
+import argparse
+import json
 import sys
-import time
+from statistics import median
+from typing import Any
+
+import machine
 
 RUNS = 7
-FIRST_TOKEN = "from edgellm import load; load({!r}).generate('Once upon a time', max_tokens=1, temperature=0)"
+TIMEOUT = 300.0
+
+
 CASES = {
     "python -c pass": ["-c", "pass"],
     "import edgellm": ["-c", "import edgellm"],
     "edgellm --help": ["-m", "edgellm", "--help"],
-    "first token, stories260k": ["-c", FIRST_TOKEN.format("stories260k")],
-    "first token, smollm2": ["-c", FIRST_TOKEN.format("smollm2")],
+    "one token, stories260k": ["-m", "edgellm", "generate", "Once", "-m", "stories260k", "-n", "1"],
+    "one token, smollm2": ["-m", "edgellm", "generate", "Once", "-m", "smollm2", "-n", "1", "--ctx", "2048"],
 }
-MEMORY = "\nprint(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 
 
-def seconds(arguments: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+def measured(arguments: list[str]) -> dict[str, Any]:
+    """{"s": [...], "MB": [...]} of the counted runs."""
+    runs = [machine.run([sys.executable, *arguments], TIMEOUT) for _ in range(RUNS + 1)][1:]
+    return {"s": [run.seconds for run in runs], "MB": [run.peak_mb for run in runs]}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="Seconds and peak memory of short runs of edgellm.")
+    parser.add_argument("--json", action="store_true", help="print JSON, as soon as all is measured")
+    options = parser.parse_args(arguments)
+    found = {}
+    for name, case in CASES.items():
+        found[name] = measured(case)
+        if not options.json:
+            print(line(name, found[name]), flush=True)
+    if options.json:
+        print(json.dumps({"machine": machine.description(), "cases": found}, indent=1))
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    seconds, megabytes = found["s"], found["MB"]
+    return (
+        f"{name:<28}{median(seconds):.3f} s  [{min(seconds):.3f}-{max(seconds):.3f}]  {median(megabytes):>5.0f} MB peak"
+    )
 
 
 if __name__ == "__main__":
-    for name, arguments in CASES.items():
-        times = [seconds(arguments) for _ in range(RUNS)]
-        print(f"{name:<28}{statistics.median(times):.3f} s  [{min(times):.3f}-{max(times):.3f}]")
-    if sys.platform == "linux":
-        code = FIRST_TOKEN.format("smollm2") + MEMORY
-        peak = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-        print(f"{'peak RSS, smollm2':<28}{int(peak) / 1024:.0f} MB")
+    main(sys.argv[1:])
