@@ -27,9 +27,8 @@ from edgellm.isa._llvm import BYTES, F32, FLOATS, HALVES, I32, I64, call, consta
 CPUS = {"cortex-a76": ("neon_dotprod", 2.4), "cortex-a72": ("neon", 1.8)}
 """The ISA, and the clock of a Raspberry Pi 5 and 4 in GHz."""
 POINTER, NEAR = ir.IntType(8).as_pointer(), (I32(0), I32(2), I32(1))
+AHEAD, FMA = 4096, "llvm.fma.v16f32"
 TILE_BYTES, PIPELINES = 576, {"cortex-a76": "neoverse-n1", "cortex-a72": "cortex-a72"}
-
-
 MCA = next(filter(shutil.which, [*(f"llvm-mca-{version}" for version in range(30, 17, -1)), "llvm-mca"]), None)
 RESULTS = Path(__file__).with_suffix(".json")
 
@@ -60,7 +59,7 @@ def loop(dot4: Any, rows: int) -> str:
 
 def tile(b: ir.IRBuilder, dot4: Any, weight: Any, codes: Any, scales: Any, starts: Any, sums: list[Any]) -> list[Any]:
     """The sums after one more tile."""
-    rows, sums = range(len(sums)), [*sums]
+    rows, results = range(len(sums)), [*sums]
     for line in range(TILE_BYTES // 64):
         call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(b.add(weight, I64(AHEAD + 64 * line)), POINTER), *NEAR)
     for part in range(4):  # of 16 columns, two to a group
@@ -72,11 +71,16 @@ def tile(b: ir.IRBuilder, dot4: Any, weight: Any, codes: Any, scales: Any, start
                 first = 4 * (part * 4 + j * 2 + half) * len(rows)
                 quads = [splat(b, load(b, b.add(codes, I64(first + 4 * row)), I32)) for row in rows]
                 dots = [dot4(b, dots[row], u, quads[row]) for row in rows]
+        factors = [splat(b, load(b, b.add(scales, I64(at[row])), F32)) for row in rows]
+        numbers = [b.sitofp(dots[row], FLOATS) for row in rows]
+        if part % 2 == 0:
+            scaled = [b.fmul(numbers[row], factors[row]) for row in rows]
+            continue
         scale = b.fpext(load(b, b.add(weight, I64(512 + part // 2 * 32)), HALVES), FLOATS)
         for row in rows:
-            factor = b.fmul(scale, splat(b, load(b, b.add(scales, I64(at[row])), F32)))
-            sums[row] = call(b, "llvm.fma.v16f32", FLOATS, b.sitofp(dots[row], FLOATS), factor, sums[row])
-    return sums
+            both = call(b, FMA, FLOATS, numbers[row], factors[row], scaled[row])
+            results[row] = call(b, FMA, FLOATS, scale, both, results[row])
+    return results
 
 
 def assembly(source: str, cpu: str) -> str:

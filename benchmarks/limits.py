@@ -34,8 +34,7 @@ from edgellm.kernels.primitives import (
     load_f32,
     prefetch,
     rows_dot4,
-    rows_scale_add,
-    rows_zero,
+    rows_scaled,
     rows_zero_ints,
     store_f32,
     store_rows,
@@ -79,7 +78,7 @@ def dot(weights: int, n: int, codes: int, scales: int, out: int) -> None:
     sums = rows_zero_ints()
     for i in range(n):
         sums = rows_dot4(sums, load_bytes(weights + (i & 7) * 64), codes)
-    store_rows(out, rows_scale_add(rows_zero(), sums, load_f32(scales), scales))
+    store_rows(out, rows_scaled(sums, scales))
 
 
 def compiled(body: Callable[..., None], rows: int = 0) -> Callable[..., None]:

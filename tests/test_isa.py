@@ -180,9 +180,11 @@ def dot_rows(n, tiles, codes, scales, starts, out):
     rows, acc = row_count(), rows_zero()
     for i in range(n):
         u, w = load_bytes(tiles + 64 * i), load_f16(tiles + 64 * n + 32 * i)
-        acc = rows_scale_add(acc, rows_dot4_u8(rows_start(starts), u, codes), w, scales)
+        sums = rows_scaled(rows_dot4_u8(rows_start(starts), u, codes), scales)
+        acc = rows_add_weighted(acc, w, sums)
         store_rows(out + 128 * rows * i, acc)
-        acc = rows_fma(rows_scale_add(acc, rows_dot4(rows_zero_ints(), low4(u), codes), w, scales), w, scales)
+        sums = rows_add_scaled(sums, rows_dot4(rows_zero_ints(), low4(u), codes), scales)
+        acc = rows_fma(rows_add_weighted(acc, w, sums), w, scales)
         store_rows(out + 128 * rows * i + 64 * rows, acc)
         codes, scales, starts = codes + 4 * rows, scales + 4 * rows, starts + 4 * rows
 

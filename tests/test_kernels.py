@@ -145,11 +145,13 @@ def definition(matrix, x):
         terms = x.astype(np.float64)[:, None] * matrix.values
         return terms.sum(2), U * np.abs(terms.cumsum(2)).sum(2)
     codes, scales = rounded(x)
-    weights, weight_scales = padded(matrix.quantized.codes.astype(float) - ZEROS[matrix.fmt], 64), per_16(matrix, 1)
+    weights = padded(matrix.quantized.codes.astype(float) - ZEROS[matrix.fmt], 64)
     weights = weights.reshape(len(weights), -1, 16)
-    sums = (codes.swapaxes(0, 1) @ weights.transpose(1, 2, 0)).transpose(1, 2, 0)
-    terms = sums * (scales[:, None] * weight_scales)  # (rows, n, groups of 16)
-    slips = np.abs(terms)  # the product of the two scales is rounded
+    sums = (codes.swapaxes(0, 1) @ weights.transpose(1, 2, 0)).transpose(1, 2, 0) * scales[:, None]
+    first, second = sums[..., 0::2], sums[..., 1::2]  # of 32 columns
+    weight_scales = per_32(matrix, 1)
+    terms = weight_scales * (first + second)
+    slips = np.abs(weight_scales) * (np.abs(first) + np.abs(first + second))
     if matrix.fmt == "q4m":
         terms, slips = with_minima(matrix, terms, slips, scales * codes.sum(2))
     return terms.sum(2), U * (slips + np.abs(terms.cumsum(2))).sum(2)
@@ -169,15 +171,15 @@ def with_minima(matrix, terms, slips, sums):
     rounded, the first with its rounded scale, and is then rounded itself."""
     first, second = sums[:, 0::2], sums[:, 1::2]
     slip = 2 * np.abs(first) + np.abs(second) + np.abs(first + second)
-    minima = per_16(matrix, 2)[:, ::2]
-    columns = [terms[..., 0::2], terms[..., 1::2], minima * (first + second)[:, None]]
-    slip_columns = [slips[..., 0::2], slips[..., 1::2], np.abs(minima) * slip[:, None]]
+    minima = per_32(matrix, 2)
+    columns = [terms, minima * (first + second)[:, None]]
+    slip_columns = [slips, np.abs(minima) * slip[:, None]]
     return (np.stack(part, axis=3).reshape(*terms.shape[:2], -1) for part in (columns, slip_columns))
 
 
-def per_16(matrix, part):
-    """A matrix's scales (part 1) or minima (2) for each 16 columns of whole tiles: (n, groups)."""
-    return padded(np.repeat(matrix.quantized[part].astype(np.float64), 2, axis=1), 4)
+def per_32(matrix, part):
+    """A matrix's scales (part 1) or minima (2) for each 32 columns of whole tiles: (n, groups)."""
+    return padded(matrix.quantized[part].astype(np.float64), 2)
 
 
 def padded(array, multiple):

@@ -195,6 +195,7 @@ class _Lowering:
     def records(self) -> Array:
         """(ops, RECORD_CELLS) int64."""
         rows = list(self._rows())
+        self._chain(rows)
         records = np.zeros((len(rows), layout.RECORD_CELLS), np.int64)
         for cells, fields in zip(records, rows, strict=True):
             for name, value in fields.items():
@@ -204,6 +205,15 @@ class _Lowering:
                 else:
                     cells[at] = value
         return records
+
+    def _chain(self, rows: list[dict[str, Any]]) -> None:
+        """Tell each op which matrix is read next; after the last one comes the next step's first."""
+        of_matmuls = {self._kernels.op(matmul), self._kernels.op(best)}
+        matrix = next(row for row in rows if row["OP"] in of_matmuls)
+        for row in reversed(rows):
+            row["NEXT_WEIGHT"], row["NEXT_BLOCKS"] = matrix["WEIGHT"], matrix["N_BLOCKS"]
+            row["NEXT_BLOCK_BYTES"] = matrix["N_TILES"] * matrix["TILE_BYTES"]
+            matrix = row if row["OP"] in of_matmuls else matrix
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         following = [*self._plan.ops[1:], None]
@@ -235,10 +245,11 @@ class _Lowering:
 
     def _matmul(self, op: Matmul, joined: bool) -> Iterator[dict[str, Any]]:
         source = op.source if isinstance(op.source, Buffer) else op.source.x
-        body, most = getattr(dots, op.weight.format), self._most_rows
+        body = getattr(dots, op.weight.format)
         fields: dict[str, Any] = {
-            **_matrix(op.weight), "COLS": op.weight.shape[1], "CODE_BYTES": code_bytes(op.weight), "ROWS_N": most,
-            "ADDS": op.adds, "GATHERS": op.logits, "SAME_INPUT": op.same_input, "PAIR": op.weight.pair,
+            **_matrix(op.weight), "COLS": op.weight.shape[1], "CODE_BYTES": code_bytes(op.weight), "ADDS": op.adds,
+            "ROWS_N": self._most_rows,
+             "GATHERS": op.logits, "SAME_INPUT": op.same_input, "PAIR": op.weight.pair,
         }  # fmt: skip
         fields["SOURCE"], fields["SOURCE_STRIDE"] = self._memory.place(source)
         if isinstance(op.source, Normed):
@@ -250,8 +261,8 @@ class _Lowering:
             fields["LOGITS_OP"] = self._kernels.op(matmul)
         else:
             fields["TARGET"], fields["TARGET_STRIDE"] = self._memory.place(op.out)
-        for name, n in (("1", 1), ("4", 4), ("N", most)):
-            if n <= most:
+        for name, n in (("1", 1), ("4", 4), ("N", self._most_rows)):
+            if n <= self._most_rows:
                 fields[f"DOT_{name}"] = self._kernels.dot(body, n)
         if not op.same_input:
             yield {**fields, "OP": self._kernels.op(prepare), "BARRIER": 2}

@@ -4,7 +4,7 @@ An ISA module has
 
     MACHINE        "x86_64", "aarch64", or "" for any
     FEATURES       sets of LLVM's CPU features, of which the CPU must have one: a missing instruction ends the process
-    ROWS           activation rows that a prefill kernel holds in registers
+    ROWS           rows of activations that a prefill kernel holds in registers, 4 or more
     dot4, dot4_u8  LLVM emitters, see _vectors.primitives
 
 Importing a module imports llvmlite; listing them does not.

@@ -192,7 +192,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
 
 
 class Rows(types.Type):  # type: ignore[misc]
-    """One vector for each of `count` rows of activations, all in registers."""
+    """`count` vectors, all in registers."""
 
     def __init__(self, vec: Vec, count: int) -> None:
         self.llvm = ir.ArrayType(vec.llvm, count)
@@ -210,37 +210,39 @@ def row_primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], count:
     or numbers that a step of the kernel needs of each row stand side by side."""
     ints, floats = Rows(N, count), Rows(F, count)
 
-    def splat_at(b: ir.IRBuilder, p: Any, row: int, kind: ir.Type) -> Any:
-        return splat(b, load(b, b.add(p, I64(4 * row)), kind))
-
-    def each(b: ir.IRBuilder, kind: ir.Type, emit: Callable[[int], Any]) -> Any:
-        rows = ir.Constant(ir.ArrayType(kind, count), ir.Undefined)
-        for row in range(count):
-            rows = b.insert_value(rows, emit(row), row)
+    def each(b: ir.IRBuilder, emit: Callable[[int], Any]) -> Any:
+        vectors = [emit(row) for row in range(count)]
+        rows = ir.Constant(ir.ArrayType(vectors[0].type, count), ir.Undefined)
+        for row, vector in enumerate(vectors):
+            rows = b.insert_value(rows, vector, row)
         return rows
 
-    def dots(emit: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda b, acc, u, p: each(
-            b, INTS, lambda row: emit(b, b.extract_value(acc, row), u, splat_at(b, p, row, I32))
-        )
+    def splat_at(b: ir.IRBuilder, p: Any, row: int, kind: ir.Type) -> Any:
+        return splat(b, load(b, b.add(p, I64(4 * row)), kind))
 
     def fma(b: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
         return call(b, "llvm.fma.v16f32", FLOATS, x, y, z)
 
-    def scale_add(b: ir.IRBuilder, acc: Any, dot: Any, w: Any, p: Any) -> Any:
-        return each(
-            b,
-            FLOATS,
-            lambda row: fma(
-                b,
-                b.sitofp(b.extract_value(dot, row), FLOATS),
-                b.fmul(w, splat_at(b, p, row, F32)),
-                b.extract_value(acc, row),
-            ),
-        )
+    def float_at(b: ir.IRBuilder, ints: Any, row: int) -> Any:
+        return b.sitofp(b.extract_value(ints, row), FLOATS)
+
+    def filled(kind: ir.VectorType, value: float) -> Callable[..., Any]:
+        return lambda b: each(b, lambda row: constant(kind, value))
+
+    def dots(emit: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda b, acc, u, p: each(b, lambda row: emit(b, b.extract_value(acc, row), u, splat_at(b, p, row, I32)))
+
+    def scaled(b: ir.IRBuilder, dot: Any, p: Any) -> Any:
+        return each(b, lambda row: b.fmul(float_at(b, dot, row), splat_at(b, p, row, F32)))
+
+    def add_scaled(b: ir.IRBuilder, sums: Any, dot: Any, p: Any) -> Any:
+        return each(b, lambda row: fma(b, float_at(b, dot, row), splat_at(b, p, row, F32), b.extract_value(sums, row)))
+
+    def add_weighted(b: ir.IRBuilder, acc: Any, w: Any, sums: Any) -> Any:
+        return each(b, lambda row: fma(b, w, b.extract_value(sums, row), b.extract_value(acc, row)))
 
     def rows_fma(b: ir.IRBuilder, acc: Any, w: Any, p: Any) -> Any:
-        return each(b, FLOATS, lambda row: fma(b, w, splat_at(b, p, row, F32), b.extract_value(acc, row)))
+        return each(b, lambda row: fma(b, w, splat_at(b, p, row, F32), b.extract_value(acc, row)))
 
     def store_rows(b: ir.IRBuilder, p: Any, acc: Any) -> None:
         for row in range(count):
@@ -248,12 +250,14 @@ def row_primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], count:
 
     return {
         "row_count": operation(lambda b: I64(count), ADDRESS),
-        "rows_zero": operation(lambda b: each(b, FLOATS, lambda row: constant(FLOATS, 0.0)), floats),
-        "rows_zero_ints": operation(lambda b: each(b, INTS, lambda row: constant(INTS, 0)), ints),
-        "rows_start": operation(lambda b, p: each(b, INTS, lambda row: splat_at(b, p, row, I32)), ints, ADDRESS),
+        "rows_zero": operation(filled(FLOATS, 0.0), floats),
+        "rows_zero_ints": operation(filled(INTS, 0), ints),
+        "rows_start": operation(lambda b, p: each(b, lambda row: splat_at(b, p, row, I32)), ints, ADDRESS),
         "rows_dot4": operation(dots(dot4), ints, ints, B, ADDRESS),
         "rows_dot4_u8": operation(dots(dot4_u8), ints, ints, B, ADDRESS),
-        "rows_scale_add": operation(scale_add, floats, floats, ints, F, ADDRESS),
+        "rows_scaled": operation(scaled, floats, ints, ADDRESS),
+        "rows_add_scaled": operation(add_scaled, floats, floats, ints, ADDRESS),
+        "rows_add_weighted": operation(add_weighted, floats, floats, F, floats),
         "rows_fma": operation(rows_fma, floats, floats, F, ADDRESS),
         "store_rows": operation(store_rows, types.void, ADDRESS, floats),
     }

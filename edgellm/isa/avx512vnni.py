@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from edgellm.isa._llvm import INTS, bytes_of, call
 
-MACHINE, FEATURES, ROWS = "x86_64", (("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c"),), 12
+MACHINE, FEATURES, ROWS = "x86_64", (("avx512f", "avx512bw", "avx512vl", "avx512vnni", "fma", "f16c"),), 8
 
 
 def dot4(b: ir.IRBuilder, acc: Any, u: Any, s: Any) -> Any:

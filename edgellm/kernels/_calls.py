@@ -16,7 +16,7 @@ from edgellm.isa._vectors import ADDRESS, operation
 def calls() -> dict[str, Any]:
     return {
         "call_op": _call_of(4),
-        "call_dot": _call_of(7),
+        "call_dot": _call_of(5),
         "atomic_get": operation(_atomic_get, ADDRESS, ADDRESS),
         "atomic_add": operation(_atomic_add, types.void, ADDRESS, ADDRESS),
         "pause": operation(_pause, types.void),
@@ -37,7 +37,7 @@ def _call_of(arity: int) -> Any:
     typed = types.void(*[types.int64] * (arity + 1)), codegen
     if arity == 4:
         return intrinsic(lambda _, f, a, b, c, d: typed)
-    return intrinsic(lambda _, f, a, b, c, d, e, g, h: typed)
+    return intrinsic(lambda _, f, a, b, c, d, e: typed)
 
 
 def _atomic_get(b: ir.IRBuilder, p: Any) -> Any:

@@ -9,24 +9,18 @@ from __future__ import annotations
 import math
 
 from edgellm.kernels.layout import (
-    CODE_BYTES,
     LOGITS_OP,
     N_BLOCKS,
-    N_TILES,
     ROWS_N,
     STEP_BEST,
     STEP_N_WANTED,
-    STEP_PACKED,
     STEP_SCRATCH,
     STEP_SCRATCH_BYTES,
-    TILE_BYTES,
     VOCAB_SIZE,
-    WEIGHT,
 )  # fmt: skip
-from edgellm.kernels.matmul import kernel
-from edgellm.kernels.prepare import packed_bytes, prepare_rows, rows_together
+from edgellm.kernels.matmul import fetches, multiply, prepared
+from edgellm.kernels.prepare import packed_bytes, rows_together
 from edgellm.kernels.primitives import (
-    call_dot,
     call_op,
     fill,
     first,
@@ -52,30 +46,17 @@ def best(record: int, step: int, thread: int, n_threads: int) -> None:
         call_op(get_i64(record + LOGITS_OP), record, step, thread, n_threads)
         return
     rows, n_blocks = get_i64(step + STEP_N_WANTED), get_i64(record + N_BLOCKS)
-    scratch = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
-    packed = get_i64(step + STEP_PACKED)
-    if rows == 1:
-        packed = scratch + get_i64(step + STEP_SCRATCH_BYTES) // 2
-        prepare_rows(record, step, thread, 0, 1, packed)
-    found = get_i64(step + STEP_BEST) + thread * rows * PAIR_BYTES
-    for block in range(n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads):
-        best_of_block(record, found, block, rows, packed, scratch)
-
-
-def best_of_block(record: int, found: int, block: int, rows: int, packed: int, outputs: int) -> None:
-    """16 logits for every row, compared with the largest so far."""
-    n_tiles, row = get_i64(record + N_TILES), 0
-    weight = get_i64(record + WEIGHT) + block * n_tiles * get_i64(record + TILE_BYTES)
-    row_bytes, code_bytes = packed_bytes(record), 64 * n_tiles * get_i64(record + CODE_BYTES)
-    while row < rows:
-        count = rows_together(rows - row, get_i64(record + ROWS_N))
-        codes = packed + row * row_bytes
-        scales = codes + count * code_bytes
-        sums = scales + 16 * n_tiles * count
-        call_dot(kernel(record, count), weight, n_tiles, codes, scales, sums, sums + 8 * n_tiles * count, outputs)
-        for i in range(count):
-            keep_better(found + PAIR_BYTES * (row + i), outputs + 64 * i, 16 * block, get_i64(record + VOCAB_SIZE))
-        row += count
+    outputs = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
+    packed, found = prepared(record, step, thread, rows), get_i64(step + STEP_BEST) + thread * rows * PAIR_BYTES
+    first_block, end = n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads
+    for block in range(first_block, end):
+        ahead, row = fetches(record, block, end, thread, n_threads), 0
+        while row < rows:
+            count = rows_together(rows - row, get_i64(record + ROWS_N))
+            multiply(record, block, ahead, packed + row * packed_bytes(record), count, outputs)
+            for i in range(count):
+                keep_better(found + PAIR_BYTES * (row + i), outputs + 64 * i, 16 * block, get_i64(record + VOCAB_SIZE))
+            row += count
 
 
 def keep_better(found: int, logits: int, token: int, vocab_size: int) -> None:

@@ -15,28 +15,30 @@ KEY_BLOCK = 128
 """Keys that are attended to together, from multiples of it on. Part of the numerics: see attention."""
 
 CELL = 8
-RECORD_CELLS = 41
+RECORD_CELLS = 44
 
 # Every record.
-OP, BARRIER = (CELL * i for i in range(2))
-"""BARRIER is 0 for no wait after the op, 1 for one, 2 for one unless it works on a single row."""
+OP, BARRIER, NEXT_WEIGHT, NEXT_BLOCKS, NEXT_BLOCK_BYTES = (CELL * i for i in range(5))
+"""BARRIER is 0 for no wait after the op, 1 for one, 2 for one unless it works on a single row. NEXT: the matrix of the
+next matmul, or after the last of the next step's first; see fetch."""
 
 # Matmul: the matrix, the activations' rows, and where the outputs go.
 (
     WEIGHT, N_BLOCKS, N_TILES, TILE_BYTES, PAIR, DOT_1, DOT_4, DOT_N, ROWS_N, ADDS, GATHERS, SAME_INPUT, PROLOGUE,
     SOURCE, SOURCE_STRIDE, COLS, NORM, NORM_EPS, CODE_BYTES, TARGET, TARGET_STRIDE, TABLE_FORMAT, ANGLES,
     ANGLES_STRIDE, KEYS, VALUES,
-) = (CELL * (2 + i) for i in range(26))  # fmt: skip
-"""PROLOGUE is 0 for rows as they are, 1 for RMSNorm, 2 for SiLU(first half) * second half, 3 for GELU's. GATHERS: only
-the step's wanted rows. CODE_BYTES: 1 for int8 activations, 4 for float32."""
+) = (CELL * (5 + i) for i in range(26))  # fmt: skip
+"""ROWS_N are the rows that DOT_N takes, or 1 where there is no other kernel than DOT_1. PROLOGUE is 0 for rows as they
+are, 1 for RMSNorm, 2 for SiLU(first half) * second half, 3 for GELU's. GATHERS: only the step's wanted rows.
+CODE_BYTES: 1 for int8 activations, 4 for float32."""
 
 # Attention.
 (
     QUERIES, OUT, PARTIALS, N_HEADS, N_KV_HEADS, WINDOW, SCALE, V_OFFSET, HEAD_DIM, KV_OFFSET, CAPACITY,
-) = (CELL * (28 + i) for i in range(11))  # fmt: skip
+) = (CELL * (31 + i) for i in range(11))  # fmt: skip
 
 # The head, besides a matmul's: see best.
-LOGITS_OP, VOCAB_SIZE = (CELL * (39 + i) for i in range(2))
+LOGITS_OP, VOCAB_SIZE = (CELL * (42 + i) for i in range(2))
 
 # A step.
 STEP_ROWS, STEP_TOKENS, STEP_POSITIONS, STEP_SLOTS, STEP_CACHES, STEP_WANTED, STEP_N_WANTED = (

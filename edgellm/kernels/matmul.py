@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.fetch import FARTHEST, next_slice
 from edgellm.kernels.layout import (
     ADDS,
-    CODE_BYTES,
     DOT_1,
     DOT_4,
     DOT_N,
@@ -28,43 +28,64 @@ from edgellm.kernels.primitives import add, call_dot, get_i64, load_f32, store_f
 
 
 def matmul(record: int, step: int, thread: int, n_threads: int) -> None:
-    """The op: each thread takes a run of blocks of 16 outputs, for all rows."""
+    """The op: each thread takes a run of blocks of 16 outputs, for all rows. The weights are read from memory once, and
+    for more rows from the nearest cache."""
     rows, n_blocks = rows_of(record, step), get_i64(record + N_BLOCKS)
-    scratch = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
-    packed = get_i64(step + STEP_PACKED)
-    if rows == 1:
-        packed = scratch + get_i64(step + STEP_SCRATCH_BYTES) // 2
-        if not get_i64(record + SAME_INPUT):
-            prepare_rows(record, step, thread, 0, 1, packed)
+    outputs = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
+    packed = prepared(record, step, thread, rows)
     target = get_i64(step + STEP_LOGITS) if get_i64(record + GATHERS) else get_i64(record + TARGET)
-    for block in range(n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads):
-        block_times_rows(record, target, block, rows, packed, scratch)
+    first, end = n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads
+    for block in range(first, end):
+        ahead, row = fetches(record, block, end, thread, n_threads), 0
+        while row < rows:
+            count = rows_together(rows - row, get_i64(record + ROWS_N))
+            multiply(record, block, ahead, packed + row * packed_bytes(record), count, outputs)
+            store_outputs(record, target, block, row, count, outputs)
+            row += count
 
 
-def block_times_rows(record: int, target: int, block: int, rows: int, packed: int, outputs: int) -> None:
-    """16 outputs for every row. The weights are read from memory once, and for more rows from the first cache."""
-    n_tiles, stride, row = get_i64(record + N_TILES), get_i64(record + TARGET_STRIDE), 0
+def prepared(record: int, step: int, thread: int, rows: int) -> int:
+    """The activations: those that the threads have prepared together; a single row each prepares for itself."""
+    if rows != 1:
+        return get_i64(step + STEP_PACKED)
+    half = get_i64(step + STEP_SCRATCH_BYTES) // 2
+    packed = get_i64(step + STEP_SCRATCH) + (2 * thread + 1) * half
+    if not get_i64(record + SAME_INPUT):
+        prepare_rows(record, step, thread, 0, 1, packed)
+    return packed
+
+
+def fetches(record: int, block: int, end: int, thread: int, n_threads: int) -> int:
+    """How far from the weights of a block stand those that the thread reads after it."""
+    size = get_i64(record + N_TILES) * get_i64(record + TILE_BYTES)
+    if block + 1 < end:
+        return min(size, FARTHEST)
+    return next_slice(record, thread, n_threads) - (get_i64(record + WEIGHT) + block * size)
+
+
+def multiply(record: int, block: int, ahead: int, codes: int, count: int, outputs: int) -> None:
+    """A block times `count` rows: [row][16] float32."""
+    n_tiles = get_i64(record + N_TILES)
     weight = get_i64(record + WEIGHT) + block * n_tiles * get_i64(record + TILE_BYTES)
-    target += 64 * block_place(block, get_i64(record + PAIR))
-    row_bytes, code_bytes = packed_bytes(record), 64 * n_tiles * get_i64(record + CODE_BYTES)
-    while row < rows:
-        count = rows_together(rows - row, get_i64(record + ROWS_N))
-        codes = packed + row * row_bytes
-        scales = codes + count * code_bytes
-        sums = scales + 16 * n_tiles * count
-        call_dot(kernel(record, count), weight, n_tiles, codes, scales, sums, sums + 8 * n_tiles * count, outputs)
-        for i in range(count):
-            at, y = target + (row + i) * stride, load_f32(outputs + 64 * i)
-            if get_i64(record + ADDS):
-                y = add(load_f32(at), y)
-            store_f32(at, y)
-        row += count
+    call_dot(kernel(record, count), weight, ahead, n_tiles, codes, outputs)
 
 
 def kernel(record: int, count: int) -> int:
     if count == 1:
         return get_i64(record + DOT_1)
     return get_i64(record + DOT_4) if count == 4 else get_i64(record + DOT_N)
+
+
+def store_outputs(record: int, target: int, block: int, row: int, count: int, outputs: int) -> None:
+    """Write or add the block's 16 outputs of each row."""
+    stride = get_i64(record + TARGET_STRIDE)
+    at = target + row * stride + 64 * block_place(block, get_i64(record + PAIR))
+    for i in range(count):
+        y = load_f32(outputs + 64 * i)
+        if get_i64(record + ADDS):
+            y = add(load_f32(at), y)
+        store_f32(at, y)
+        at += stride
 
 
 def block_place(block: int, pair: int) -> int:

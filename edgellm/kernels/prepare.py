@@ -52,6 +52,9 @@ from edgellm.kernels.primitives import (
     zero,
 )  # fmt: skip
 
+SMALLEST = 1e-36
+"""Activations that are all closer to 0 count as 0."""
+
 
 def rows_of(record: int, step: int) -> int:
     """Rows that an op works on: the step's, or those whose logits are wanted."""
@@ -146,7 +149,8 @@ def quantize(buffer: int, n_tiles: int, packed: int, row: int, count: int) -> No
     for group in range(4 * n_tiles):
         x = load_f32(buffer + 64 * group)
         largest = lanes_largest(x)
-        store_codes(buffer - 64, mul(x, fill(127.0 / largest if largest > 0 else 0.0)))
+        # Of what is smaller the reciprocal is infinite; NaN takes the first branch.
+        store_codes(buffer - 64, mul(x, fill(0.0 if largest < SMALLEST else 127.0 / largest)))
         for four in range(4):
             set_i32(codes + 4 * count * (4 * group + four), get_i32(buffer - 64 + 4 * four))
         total, at = codes_sum(buffer - 64), 4 * count * group

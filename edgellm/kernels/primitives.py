@@ -196,10 +196,19 @@ def rows_dot4(acc: Any, u: Any, p: int) -> Any:
 rows_dot4_u8 = rows_dot4
 
 
-def rows_scale_add(acc: Any, dot: Any, w: Any, p: int) -> Any:
-    """fma(dot, w * the row's float32, acc)."""
-    scales = _at(p, np.float32, COUNT)[:, None]
-    return fma(dot.astype(np.float32), w * scales, acc)
+def rows_scaled(dot: Any, p: int) -> Any:
+    """dot * the row's float32."""
+    return dot.astype(np.float32) * _at(p, np.float32, COUNT)[:, None]
+
+
+def rows_add_scaled(sums: Any, dot: Any, p: int) -> Any:
+    """fma(dot, the row's float32, sums)."""
+    return fma(dot.astype(np.float32), _at(p, np.float32, COUNT)[:, None], sums)
+
+
+def rows_add_weighted(acc: Any, w: Any, sums: Any) -> Any:
+    """fma(w, sums, acc)."""
+    return fma(np.broadcast_to(w, acc.shape), sums, acc)
 
 
 def rows_fma(acc: Any, w: Any, p: int) -> Any:
@@ -215,8 +224,8 @@ def call_op(f: Any, record: int, step: int, thread: int, n_threads: int) -> None
     f(record, step, thread, n_threads)
 
 
-def call_dot(f: Any, weight: int, n_tiles: int, codes: int, scales: int, sums: int, starts: int, y: int) -> None:
-    f(weight, n_tiles, codes, scales, sums, starts, y)
+def call_dot(f: Any, weight: int, ahead: int, n_tiles: int, codes: int, y: int) -> None:
+    f(weight, ahead, n_tiles, codes, y)
 
 
 def atomic_get(p: int) -> int:
