@@ -41,7 +41,7 @@ def needed(formats: Iterable[str], most_rows: int) -> list[Kernel]:
 
 
 class Backend(Slots["_Slot"]):
-    MAX_ROWS = 512
+    MAX_ROWS = 128  # so that what ops leave for each other stays in the caches
 
     def __init__(
         self,

@@ -26,22 +26,35 @@ from edgellm.kernels.layout import (
 from edgellm.kernels.prepare import packed_bytes, prepare_rows, rows_of, rows_together
 from edgellm.kernels.primitives import add, call_dot, get_i64, load_f32, store_f32
 
+BLOCKS_TOGETHER, ROWS_TOGETHER = 8, 64
+"""Weights are read from memory once, and some of them with some rows from the caches until all have met. The number of
+rows is a multiple of what dot kernels take."""
+
 
 def matmul(record: int, step: int, thread: int, n_threads: int) -> None:
-    """The op: each thread takes a run of blocks of 16 outputs, for all rows. The weights are read from memory once, and
-    for more rows from the nearest cache."""
+    """The op: each thread takes a run of blocks of 16 outputs, for all rows."""
     rows, n_blocks = rows_of(record, step), get_i64(record + N_BLOCKS)
     outputs = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
     packed = prepared(record, step, thread, rows)
     target = get_i64(step + STEP_LOGITS) if get_i64(record + GATHERS) else get_i64(record + TARGET)
-    first, end = n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads
-    for block in range(first, end):
-        ahead, row = fetches(record, block, end, thread, n_threads), 0
-        while row < rows:
-            count = rows_together(rows - row, get_i64(record + ROWS_N))
-            multiply(record, block, ahead, packed + row * packed_bytes(record), count, outputs)
-            store_outputs(record, target, block, row, count, outputs)
-            row += count
+    start, end = n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads
+    for first in range(start, end, BLOCKS_TOGETHER):
+        for row in range(0, rows, ROWS_TOGETHER):
+            last_row = min(row + ROWS_TOGETHER, rows)
+            for block in range(first, min(first + BLOCKS_TOGETHER, end)):
+                ahead = fetches(record, block, end, thread, n_threads)
+                block_times_rows(record, target, block, ahead, row, last_row, packed, outputs)
+
+
+def block_times_rows(
+    record: int, target: int, block: int, ahead: int, row: int, end: int, packed: int, outputs: int
+) -> None:
+    """16 outputs of rows row..end."""
+    while row < end:
+        count = rows_together(end - row, get_i64(record + ROWS_N))
+        multiply(record, block, ahead, packed + row * packed_bytes(record), count, outputs)
+        store_outputs(record, target, block, row, count, outputs)
+        row += count
 
 
 def prepared(record: int, step: int, thread: int, rows: int) -> int:
