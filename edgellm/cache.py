@@ -104,12 +104,12 @@ class Slots(Generic[H]):
 
     def _begin(self, step: Step) -> None:
         """Kernels write where the step says, unchecked: its rows must follow what is held, and fit."""
-        for slot, rows in step.by_slot():
+        for slot, rows in step.by_slot:
             held = self._slots[slot].length
             assert np.array_equal(step.positions[rows], np.arange(held, held + len(rows)))
             assert held + len(rows) <= self._context_length
             self._slots[slot].reserve(len(rows))
 
     def _end(self, step: Step) -> None:
-        for slot, rows in step.by_slot():
+        for slot, rows in step.by_slot:
             self._slots[slot].advance(len(rows))

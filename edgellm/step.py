@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,7 +32,9 @@ class Step:
             np.asarray([n - 1] if wanted is None else wanted, np.intp),
         )
 
-    def by_slot(self) -> Iterator[tuple[int, Array]]:
+    @cached_property
+    def by_slot(self) -> list[tuple[int, Array]]:
         """Each slot of the step with the indices of its rows."""
-        for slot in np.unique(self.slots):
-            yield int(slot), np.flatnonzero(self.slots == slot)
+        if len(self.slots) == 1:
+            return [(int(self.slots[0]), np.zeros(1, np.intp))]
+        return [(int(slot), np.flatnonzero(self.slots == slot)) for slot in np.unique(self.slots)]

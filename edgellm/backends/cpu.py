@@ -26,6 +26,10 @@ from edgellm.tensor import Tensor
 
 PROLOGUES = {"silu": 2, "gelu_tanh": 3}
 QUANTIZED = ("q4", "q4m", "q8")
+OF_STEP = [cell // layout.CELL for cell in (
+    layout.STEP_ROWS, layout.STEP_N_WANTED, layout.STEP_TOKENS, layout.STEP_POSITIONS, layout.STEP_SLOTS,
+    layout.STEP_CACHES, layout.STEP_WANTED,
+)]  # fmt: skip
 BEST = np.dtype([("logit", np.float32), ("token", np.int32)])
 """What a thread finds for a row; see kernels.best."""
 WORTH_MORE_KERNELS = 16
@@ -60,6 +64,10 @@ class Backend(Slots["_Slot"]):
         self._memory = _Memory(plan, context_length, self.MAX_ROWS, self._team.n_threads)
         self._lower(most_rows)
         self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
+        self._cells = _cells(layout.STEP_CELLS, "STEP_", {
+            "SCRATCH": _address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
+            "PACKED": _address(self._memory.packed),
+        })  # fmt: skip
         super().__init__(context_length)
 
     def _needed(self, most_rows: int) -> list[Kernel]:
@@ -75,34 +83,29 @@ class Backend(Slots["_Slot"]):
 
     def run(self, step: Step) -> F32:
         logits = np.empty((len(step.wanted), -(-self._vocab_size // 16) * 16), np.float32)
-        self._run(step, "LOGITS", logits)
+        self._run(step, layout.STEP_LOGITS, logits)
         return logits[:, : self._vocab_size]
 
     def best(self, step: Step) -> I32:
         found = np.full((self._team.n_threads, len(step.wanted)), np.array((-np.inf, 0), BEST))
-        self._run(step, "BEST", found)
+        self._run(step, layout.STEP_BEST, found)
         # Threads have their tokens in ascending order, so the first of equals is right here too; NaN counts as largest.
         best_thread = found["logit"].argmax(axis=0)
         tokens: I32 = found["token"][best_thread, np.arange(len(step.wanted))]
         return tokens
 
-    def _run(self, step: Step, wants: str, out: Array) -> None:
+    def _run(self, step: Step, wants: int, out: Array) -> None:
         if self._most_rows == 1 and len(step.tokens) >= WORTH_MORE_KERNELS:
             self._lower(self._kernels.isa.ROWS)
         self._begin(step)
         caches = np.zeros(max(self._slots) + 1, np.int64)
         for slot, held in self._slots.items():
             caches[slot] = held.address
-        wanted = np.ascontiguousarray(step.wanted, np.int32)
-        cells = np.zeros(layout.STEP_CELLS, np.int64)
-        for name, value in {
-            "ROWS": len(step.tokens), "TOKENS": step.tokens.ctypes.data, "POSITIONS": step.positions.ctypes.data,
-            "SLOTS": step.slots.ctypes.data, "CACHES": caches.ctypes.data, "WANTED": wanted.ctypes.data,
-            "N_WANTED": len(wanted), "SCRATCH": _address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
-            "PACKED": _address(self._memory.packed), wants: out.ctypes.data,
-        }.items():  # fmt: skip
-            cells[getattr(layout, f"STEP_{name}") // layout.CELL] = value
-        self._team.run(self._records, cells, caches, wanted, out, step.tokens, step.positions, step.slots)
+        wanted, cells = np.ascontiguousarray(step.wanted, np.int32), self._cells.copy()
+        arrays = step.tokens, step.positions, step.slots, caches, wanted, out
+        cells[OF_STEP] = len(step.tokens), len(wanted), *(_address(array) for array in arrays[:-1])
+        cells[wants // layout.CELL] = _address(out)
+        self._team.run(self._records, cells, *arrays)
         self._end(step)
 
     def close(self) -> None:
@@ -117,6 +120,18 @@ def _block(n_bytes: int) -> Array:
 
 def _address(block: Array) -> int:
     return int(block.ctypes.data)
+
+
+def _cells(count: int, prefix: str, fields: dict[str, Any]) -> Array:
+    """A record or a step: numbers in the cells that layout names."""
+    cells = np.zeros(count, np.int64)
+    for name, value in fields.items():
+        at = getattr(layout, prefix + name) // layout.CELL
+        if isinstance(value, float):
+            cells[at : at + 1].view(np.float32)[0] = value
+        else:
+            cells[at] = value
+    return cells
 
 
 class _Layer:
@@ -196,15 +211,7 @@ class _Lowering:
         """(ops, RECORD_CELLS) int64."""
         rows = list(self._rows())
         self._chain(rows)
-        records = np.zeros((len(rows), layout.RECORD_CELLS), np.int64)
-        for cells, fields in zip(records, rows, strict=True):
-            for name, value in fields.items():
-                at = getattr(layout, name) // layout.CELL
-                if isinstance(value, float):
-                    cells[at : at + 1].view(np.float32)[0] = value
-                else:
-                    cells[at] = value
-        return records
+        return np.stack([_cells(layout.RECORD_CELLS, "", fields) for fields in rows])
 
     def _chain(self, rows: list[dict[str, Any]]) -> None:
         """Tell each op which matrix is read next; after the last one comes the next step's first."""

@@ -91,7 +91,7 @@ class _Ops:
 
     def attention(self, q: F32, k: F32, v: F32, layer: int, scale: float) -> F32:
         out = np.empty_like(q)
-        for slot, rows in self._step.by_slot():
+        for slot, rows in self._step.by_slot:
             ring, positions = self._slots[slot].rings[layer], self._step.positions[rows]
             ring.append(positions, k[rows], v[rows])
             seen, keys, values = ring.span(int(positions[0]), int(positions[-1]))
