@@ -84,6 +84,8 @@ H = TypeVar("H", bound=Held)
 class Slots(Generic[H]):
     """What backends share: the open slots, which a backend makes by `_new_slot`, and their part in a step."""
 
+    MAX_ROWS: int
+
     def __init__(self, context_length: int) -> None:
         self._context_length = context_length
         self._slots: dict[int, H] = {}
@@ -104,6 +106,7 @@ class Slots(Generic[H]):
 
     def _begin(self, step: Step) -> None:
         """Kernels write where the step says, unchecked: its rows must follow what is held, and fit."""
+        assert len(step.tokens) <= self.MAX_ROWS
         for slot, rows in step.by_slot:
             held = self._slots[slot].length
             assert np.array_equal(step.positions[rows], np.arange(held, held + len(rows)))

@@ -82,10 +82,11 @@ def test_batches(name, fmt):
     rng, made = fresh.rng("batches", name, fmt), backend(name, fmt, n_threads=3)
     slots, held = [made.open_slot() for _ in range(4)], np.zeros(4, int)
     while (held < LENGTH).any():
-        sizes = np.minimum(rng.choice([0, 0, 1, 1, 5, 40, 90], 4), LENGTH - held)
+        sizes = np.minimum(rng.choice([0, 0, 1, 1, 5, 20, 32], 4), LENGTH - held)
         chosen = [i for i in rng.permutation(4) if sizes[i]]
         if not chosen:
             continue
+        assert sum(sizes) <= made.MAX_ROWS
         steps = [Step.chunk(slots[i], held[i], ids(i)[held[i] : held[i] + sizes[i]]) for i in chosen]
         columns = (np.concatenate([getattr(step, key) for step in steps]) for key in ("tokens", "slots", "positions"))
         wanted = np.flatnonzero(rng.random(sizes.sum()) < 0.7)
