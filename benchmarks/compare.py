@@ -63,7 +63,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Test:
-    """A row of the table. `targets`: how many times the other's figure edgellm's should be."""
+    """A row of the table. `targets`: how many times the other's figure edgellm's should be, by name or name and unit."""
 
     title: str
     unit: str
@@ -205,23 +205,29 @@ def start(setup: Setup) -> list[Contender]:
 
 PYTHON_PEERS = "xllamacpp", "OpenVINO GenAI"
 LLAMA = "llama.cpp", "llama.cpp Q4_0"
-BEST = {"llama.cpp": 1.0, "llama.cpp Q4_0": 1.0, "xllamacpp": 1.0, "OpenVINO GenAI": 1.0}
-"""No peer is faster."""
-READING = {"limit": 0.85}
-"""What a prototype of the decode kernels reached, of the limit of reading the weights."""
+
+
+def of_llama(same: float, q4_0: float, **others: float) -> dict[str, float]:
+    return dict(zip(LLAMA, (same, q4_0), strict=True)) | others
+
 
 TESTS = {
-    "decode": Test("decode, all cores", "tokens/s", decode(), BEST | READING, LLAMA + PYTHON_PEERS),
-    "decode1": Test("decode, 1 thread", "tokens/s", decode(threads=1), BEST | READING, LLAMA + PYTHON_PEERS),
-    "depth": Test("decode after 4096 tokens", "tokens/s", decode(tokens=32, depth=4096, repeats=2, others=False), BEST),
-    "batch": Test("decode, 16 sequences", "tokens/s", batch, BEST),
-    "busy": Test("decode, one core busy with another program", "tokens/s", busy, BEST, busy=True),
-    "q8": Test(
-        "decode, Q8_0 file", "tokens/s", decode(formats=("Q8_0",), others=False), BEST | READING, ("llama.cpp",)
+    "decode": Test("decode, all cores", "tokens/s", decode(), of_llama(4, 3, limit=0.78), LLAMA + PYTHON_PEERS),
+    "decode1": Test("decode, 1 thread", "tokens/s", decode(threads=1), of_llama(2.8, 2.8), LLAMA + PYTHON_PEERS),
+    "depth": Test(
+        "decode after 4096 tokens", "tokens/s", decode(tokens=32, depth=4096, repeats=2, others=False), of_llama(3, 3)
     ),
-    "prefill": Test("prefill, 512 tokens", "tokens/s", prefill, BEST, LLAMA + PYTHON_PEERS),
-    "start": Test("start to one token", "s, MB", start, BEST, uncounted=1),
+    "batch": Test("decode, 16 sequences", "tokens/s", batch, of_llama(4, 4)),
+    "busy": Test("decode, one core busy with another program", "tokens/s", busy, of_llama(3, 3), busy=True),
+    "q8": Test(
+        "decode, Q8_0 file", "tokens/s", decode(formats=("Q8_0",), others=False), {"limit": 0.75}, ("llama.cpp",)
+    ),
+    "prefill": Test(
+        "prefill, 512 tokens", "tokens/s", prefill, of_llama(7, 3) | {"OpenVINO GenAI": 1.5}, LLAMA + PYTHON_PEERS
+    ),
+    "start": Test("start to one token", "s, MB", start, {"llama.cpp s": 1, "llama.cpp MB": 1 / 1.2}, uncounted=1),
 }
+"""Targets are ambitions, which not every machine leaves room for: no decode is faster than its weights are read."""
 
 
 # ---- setting up

@@ -79,7 +79,7 @@ def cells(test: dict[str, Any], unit: str) -> dict[str, Cell]:
         variant = best(variants, unit)
         kept = variants[variant]
         foreign = max(kept["foreign"]) if "foreign" in kept else None
-        target = test["targets"].get(name)
+        target = test["targets"].get(f"{name} {unit}", test["targets"].get(name))
         made[name] = Cell(name, variant, kept[unit], ratio(ours[unit], kept[unit], unit), foreign, target)
     return made
 
@@ -122,7 +122,7 @@ def _against(cell: Cell) -> str:
     shown = f"{100 * cell.ratio:.0f} % of it" if cell.name == "limit" else f"{cell.ratio:.2f} times"
     if cell.target is None:
         return shown
-    goal = f"{100 * cell.target:.0f} %" if cell.name == "limit" else f"{cell.target:g}"
+    goal = f"{100 * cell.target:.0f} %" if cell.name == "limit" else f"{cell.target:.3g}"
     return f"{shown}, target {goal}: {'met' if cell.ratio >= cell.target else 'missed'}"
 
 
