@@ -63,7 +63,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Test:
-    """A row of the table. `targets`: how many times the other's figure edgellm's should be, by name or name and unit."""
+    """A row of the table. `targets`, by name or name and unit: how many times better edgellm should be."""
 
     title: str
     unit: str

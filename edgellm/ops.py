@@ -28,6 +28,9 @@ class Ops(Protocol[X]):
     def rms_norm(self, x: X, weight: Tensor, eps: float) -> X:
         """x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467)."""
 
+    def layer_norm(self, x: X, weight: Tensor, bias: Tensor, eps: float) -> X:
+        """(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias (arXiv:1607.06450)."""
+
     def glu(self, x: X, activation: Activation) -> X:
         """activation(first half of the columns) * second half (arXiv:2002.05202): (rows, 2 n) -> (rows, n)."""
 

@@ -33,6 +33,8 @@ class Normed:
     x: Buffer
     weight: Tensor
     eps: float
+    bias: Tensor | None = None
+    """Of a layer norm; without one it is a root mean square norm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,9 @@ class Recorder:
 
     def rms_norm(self, x: Value, weight: Tensor, eps: float) -> Normed:
         return Normed(_buffer(x), weight, eps)
+
+    def layer_norm(self, x: Value, weight: Tensor, bias: Tensor, eps: float) -> Normed:
+        return Normed(_buffer(x), weight, eps, bias)
 
     def glu(self, x: Value, activation: Activation) -> Gated:
         return Gated(_buffer(x), activation)
@@ -232,7 +237,8 @@ def _line(op: Op) -> str:
 
 def _source(op: Matmul) -> str:
     if isinstance(op.source, Normed):
-        return "(the same)" if op.same_input else f"rms_norm({op.source.x.name})"
+        norm = "layer_norm" if op.source.bias else "rms_norm"
+        return "(the same)" if op.same_input else f"{norm}({op.source.x.name})"
     if isinstance(op.source, Gated):
         return f"{op.source.activation}({op.source.x.name} left) * right"
     return op.source.name

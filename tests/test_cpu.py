@@ -2,6 +2,8 @@
 
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from test_smollm2 import CASES
 
 from edgellm import architectures, backends, quant
 from edgellm.api import Model
+from edgellm.backends.reference import _Ops
 from edgellm.errors import BackendError
 from edgellm.generate import Slot, generate
 from edgellm.kernels.pace import Pace
@@ -85,6 +88,41 @@ def test_greedy_generation_writes_no_logits(monkeypatch):
     assert found == expected
     monkeypatch.setattr(backend, "run", None)
     assert list(generate(Slot(backend, 64), IDS[:5], Sampler(SamplingParams(temperature=0)), 20)) == expected
+
+
+def layer_normed(bias):
+    """Llama with layer norms."""
+    llama = architectures.get("llama")
+
+    class Ops:
+        def __init__(self, ops):
+            self.ops = ops
+
+        def __getattr__(self, name):
+            return getattr(self.ops, name)
+
+        def rms_norm(self, x, weight, eps):
+            return self.ops.layer_norm(x, weight, bias, eps)
+
+    made = SimpleNamespace(**vars(llama))
+    made.forward = lambda config, weights, ops: llama.forward(config, weights, Ops(ops))
+    return made
+
+
+def test_layer_norm():
+    config = architectures.get("llama").Config.tiny()
+    tensors = tiny.tensors(architectures.get("llama"), config, "f32")
+    bias = replace(tensors["norm"], data=np.linspace(-1, 1, len(tensors["norm"].data), dtype=np.float32))
+    architecture = layer_normed(bias)
+    ours, reference = (whole(backends.get(kind)(architecture, config, tensors, 64, 2)) for kind in ("cpu", "reference"))
+    assert np.abs(ours - reference).max() <= 2e-3 * np.abs(reference).max()
+    assert any("layer_norm(x)" in line for line in describe(record(architecture, config, tensors)))
+    x = np.array([[3, 5, 7, 9]], np.float32)
+    weight, beta = (
+        replace(bias, shape=(4,), data=np.array(values, np.float32)) for values in ([1, 2, 1, 1], [0, 0, 5, 0])
+    )
+    found = _Ops(Step.chunk(0, 0, [1]), {}, {}).layer_norm(x, weight, beta, 0.0)
+    np.testing.assert_allclose(found, [[-3 / 5**0.5, -2 / 5**0.5, 1 / 5**0.5 + 5, 3 / 5**0.5]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "reference"])

@@ -274,6 +274,8 @@ def prologues(rows, k):
     # Half of what k / 16 steps and 4 folds slip from a sum of squares; the root; two products.
     bounds = U * ((k / 16 + 4 + 1) / 2 + 1 + 2) * np.abs(normed)
     yield 1, x, {"NORM": norm.ctypes.data, "NORM_EPS": 1e-5}, normed, bounds
+    bias = rng.uniform(-2, 2, len(norm)).astype(np.float32)
+    yield 4, x, *layer_norm(x, norm, bias)
 
     both = (rng.standard_normal((rows, 2 * k)) * 10.0 ** rng.integers(-3, 3, (rows, 2 * k))).astype(np.float32)
     gate, up = np.split(both.astype(np.float64), 2, axis=1)
@@ -286,10 +288,24 @@ def prologues(rows, k):
         yield kind, both, {}, gated, slips * np.abs(gated) + np.exp(-86.9) * np.abs(gate * up)
 
 
+def layer_norm(x, norm, bias):
+    """Further fields of LayerNorm's prologue, its result, and how far off a kernel may be."""
+    k = x.shape[1]
+    centred = x - x.mean(1, dtype=np.float64, keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(1, keepdims=True) + np.float32(1e-5))
+    normed = centred / deviation * norm[:k]
+    # k / 16 steps, 4 folds and a division slip from the mean; then each difference is rounded.
+    off = U * ((k / 16 + 4 + 1) * np.abs(x).mean(1, dtype=np.float64, keepdims=True) + np.abs(centred))
+    of_deviation = U * ((k / 16 + 4 + 1) / 2 + 1) + np.sqrt(np.square(off).mean(1, keepdims=True)) / deviation
+    result = normed + bias[:k]
+    bounds = np.abs(norm[:k]) * off / deviation + np.abs(normed) * (of_deviation + 2 * U) + U * np.abs(result)
+    return {"NORM": norm.ctypes.data, "NORM_EPS": 1e-5, "NORM_BIAS": bias.ctypes.data}, result, bounds
+
+
 @pytest.mark.parametrize("name", ISAS)
 @pytest.mark.parametrize(("rows", "k"), [(1, 64), (5, 72), (4, 1), (3, 1000)])
 def test_prologues(name, rows, k):
-    """A norm and gates, and in every format the bits of a plain product of what they make."""
+    """Norms and gates, and in every format the bits of a plain product of what they make."""
     for kind, x, fields, exact, bound in prologues(rows, k):
         found = multiply(name, identity(k), x, PROLOGUE=kind, **fields)
         assert (np.abs(found - exact) <= bound).all()

@@ -261,6 +261,8 @@ class _Lowering:
         fields["SOURCE"], fields["SOURCE_STRIDE"] = self._memory.place(source)
         if isinstance(op.source, Normed):
             fields |= {"PROLOGUE": 1, "NORM": op.source.weight.data.ctypes.data, "NORM_EPS": float(op.source.eps)}
+            if op.source.bias:
+                fields |= {"PROLOGUE": 4, "NORM_BIAS": op.source.bias.data.ctypes.data}
         elif isinstance(op.source, Gated):
             fields["PROLOGUE"] = PROLOGUES[op.source.activation]
         if op.logits:

@@ -77,6 +77,10 @@ class _Ops:
         normed: F32 = x / np.sqrt(mean_square + np.float32(eps))
         return normed * vector(weight)
 
+    def layer_norm(self, x: F32, weight: Tensor, bias: Tensor, eps: float) -> F32:
+        centred: F32 = x - np.mean(x, axis=1, keepdims=True)
+        return self.rms_norm(centred, weight, eps) + vector(bias)
+
     def glu(self, x: F32, activation: Activation) -> F32:
         gate, up = np.split(x, 2, axis=1)
         y: F32 = activate(gate, activation) * up

@@ -15,7 +15,7 @@ KEY_BLOCK = 128
 """Keys that are attended to together, from multiples of it on. Part of the numerics: see attention."""
 
 CELL = 8
-RECORD_CELLS = 44
+RECORD_CELLS = 45
 
 # Every record.
 OP, BARRIER, NEXT_WEIGHT, NEXT_BLOCKS, NEXT_BLOCK_BYTES = (CELL * i for i in range(5))
@@ -29,8 +29,8 @@ next matmul, or after the last of the next step's first; see fetch."""
     ANGLES_STRIDE, KEYS, VALUES,
 ) = (CELL * (5 + i) for i in range(26))  # fmt: skip
 """ROWS_N are the rows that DOT_N takes, or 1 where there is no other kernel than DOT_1. PROLOGUE is 0 for rows as they
-are, 1 for RMSNorm, 2 for SiLU(first half) * second half, 3 for GELU's. GATHERS: only the step's wanted rows.
-CODE_BYTES: 1 for int8 activations, 4 for float32."""
+are, 1 for RMSNorm, 2 for SiLU(first half) * second half, 3 for GELU's, 4 for LayerNorm. GATHERS: only the step's wanted
+rows. CODE_BYTES: 1 for int8 activations, 4 for float32."""
 
 # Attention.
 (
@@ -39,6 +39,9 @@ CODE_BYTES: 1 for int8 activations, 4 for float32."""
 
 # The head, besides a matmul's: see best.
 LOGITS_OP, VOCAB_SIZE = (CELL * (42 + i) for i in range(2))
+
+# A layer norm's bias.
+NORM_BIAS = CELL * 44
 
 # A step.
 STEP_ROWS, STEP_TOKENS, STEP_POSITIONS, STEP_SLOTS, STEP_CACHES, STEP_WANTED, STEP_N_WANTED = (

@@ -15,6 +15,7 @@ from edgellm.kernels.layout import (
     GATHERS,
     N_TILES,
     NORM,
+    NORM_BIAS,
     NORM_EPS,
     PROLOGUE,
     ROWS_N,
@@ -107,7 +108,8 @@ def prepare_rows(record: int, step: int, thread: int, row: int, count: int, pack
 def transform(record: int, source: int, target: int) -> None:
     """A row as the matrix wants it: float32, zeros up to a whole tile."""
     cols, kind = get_i64(record + COLS), get_i64(record + PROLOGUE)
-    factor = fill(inverse_rms(record, source)) if kind == 1 else zero()
+    centre = fill(mean(record, source)) if kind == 4 else zero()
+    factor = fill(inverse_rms(record, source, centre)) if kind == 1 or kind == 4 else zero()
     for column in range(0, 64 * get_i64(record + N_TILES), 16):
         x = zero()
         if column < cols:
@@ -116,17 +118,27 @@ def transform(record: int, source: int, target: int) -> None:
                 x = load_f32(at)
             elif kind == 1:
                 x = mul(mul(load_f32(at), factor), load_f32(get_i64(record + NORM) + 4 * column))
+            elif kind == 4:
+                x = mul(mul(sub(load_f32(at), centre), factor), load_f32(get_i64(record + NORM) + 4 * column))
+                x = add(x, load_f32(get_i64(record + NORM_BIAS) + 4 * column))
             else:
                 x = mul(gated(load_f32(at), kind), load_f32(at + 4 * cols))
             x = first(cols - column, x, zero())
         store_f32(target + 4 * column, x)
 
 
-def inverse_rms(record: int, source: int) -> float:
-    """1 / sqrt(mean square + eps) of a row."""
+def mean(record: int, source: int) -> float:
+    cols, sums = get_i64(record + COLS), zero()
+    for column in range(0, cols, 16):
+        sums = add(sums, first(cols - column, load_f32(source + 4 * column), zero()))
+    return lanes_sum(sums) / cols
+
+
+def inverse_rms(record: int, source: int, centre: Any) -> float:
+    """1 / sqrt(mean square + eps) of a row less its centre."""
     cols, squares = get_i64(record + COLS), zero()
     for column in range(0, cols, 16):
-        x = first(cols - column, load_f32(source + 4 * column), zero())
+        x = first(cols - column, sub(load_f32(source + 4 * column), centre), zero())
         squares = fma(x, x, squares)
     return 1.0 / math.sqrt(lanes_sum(squares) / cols + get_f32(record + NORM_EPS))
 
