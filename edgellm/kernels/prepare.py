@@ -127,7 +127,7 @@ def transform(record: int, source: int, target: int) -> None:
         store_f32(target + 4 * column, x)
 
 
-def mean(record: int, source: int) -> float:
+def mean(record: int, source: int) -> Any:
     cols, sums = get_i64(record + COLS), zero()
     for column in range(0, cols, 16):
         sums = add(sums, first(cols - column, load_f32(source + 4 * column), zero()))
