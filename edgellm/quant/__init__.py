@@ -50,8 +50,9 @@ class Format(Protocol):
     def unpack(self, tiles: U8, rows: int, cols: int) -> Quantized: ...
 
 
-def names() -> list[str]:
-    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+@cache
+def names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
 
 
 @cache
