@@ -314,7 +314,7 @@ def _read_entries(metadata: Mapping[str, str], header: Mapping[str, Any]) -> dic
 
 def _check_spec(name: str, spec: TensorSpec) -> None:
     shape, format, pair = spec
-    sound = len(shape) in (1, 2) and all(0 < n < 1 << 32 for n in shape) and format in quant.names()
+    sound = len(shape) in (1, 2) and all(0 < n < 1 << 32 for n in shape) and quant.is_known(format)
     if not sound or (len(shape) == 1 and (format, pair) != ("f32", 0)):
         raise ValueError(f"tensor {name!r} has shape {shape} and format {format!r}")
     if pair and (pair < 0 or pair % quant.TILE_ROWS or shape[0] % (2 * pair)):

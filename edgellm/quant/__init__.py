@@ -50,17 +50,25 @@ class Format(Protocol):
     def unpack(self, tiles: U8, rows: int, cols: int) -> Quantized: ...
 
 
-@cache
-def names() -> tuple[str, ...]:
-    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
+def names() -> list[str]:
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
 @cache
 def get(name: str) -> Format:
     """The format module of that name; raises UnsupportedError with the known names."""
-    if name not in names():
+    if not is_known(name):
         raise UnsupportedError(f"unknown weight format {name!r}; known: {', '.join(names())}")
     return cast(Format, import_module(f"{__name__}.{name}"))
+
+
+def is_known(name: str) -> bool:
+    return name in _known()
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    return tuple(names())
 
 
 def tile_grid(rows: int, cols: int) -> tuple[int, int]:
