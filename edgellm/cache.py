@@ -1,4 +1,4 @@
-"""Keys and values of the tokens a slot holds, for the NumPy backend: float32, one ring a layer."""
+"""What a slot remembers of its tokens, for the NumPy backend: float32, one ring a layer."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from edgellm.step import Step
 
 
 class Ring:
-    """One layer's keys and values, by position modulo the capacity: a window costs little more than its size."""
+    """What one layer remembers, by position modulo the capacity: a window costs little more than its size."""
 
     def __init__(self, layer: LayerCache, context_length: int, max_rows: int) -> None:
         self.window = layer.window or context_length
         self.capacity = min(context_length, self.window + max_rows)
-        self.k, self.v = (untouched((self.capacity, layer.n_kv_heads, layer.head_dim)) for _ in "kv")
+        shape = self.capacity, layer.n_kv_heads, layer.head_dim
+        self._arrays = [untouched(shape) for _ in range(layer.n_arrays)]
 
-    def append(self, positions: I32, k: F32, v: F32) -> None:
-        """k, v: (rows, n_kv_heads * head_dim)."""
+    def append(self, positions: I32, *values: F32) -> None:
+        """An array each of (rows, n_kv_heads * head_dim)."""
         at = positions % self.capacity
-        self.k[at], self.v[at] = k.reshape(-1, *self.k.shape[1:]), v.reshape(-1, *self.v.shape[1:])
+        for array, rows in zip(self._arrays, values, strict=True):
+            array[at] = rows.reshape(-1, *array.shape[1:])
 
-    def span(self, first: int, last: int) -> tuple[Array, F32, F32]:
-        """What queries at first..last may see: key positions, keys and values (keys, n_kv_heads, head_dim)."""
+    def span(self, first: int, last: int) -> tuple[Array, ...]:
+        """What rows at first..last may see: positions, and of each array (positions, n_kv_heads, head_dim)."""
         positions = np.arange(max(0, first - self.window + 1), last + 1)
         if self.capacity > last:
             at: slice | Array = slice(int(positions[0]), last + 1)
         else:
             at = positions % self.capacity
-        return positions, self.k[at], self.v[at]
+        return positions, *(array[at] for array in self._arrays)
 
 
 def untouched(shape: tuple[int, ...]) -> F32:
@@ -71,7 +73,7 @@ class Held:
 
 
 class SlotCache(Held):
-    """The cache of one slot: a ring for each attention layer."""
+    """The cache of one slot: a ring for each layer that remembers."""
 
     def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int) -> None:
         self.rings = [Ring(layer, context_length, max_rows) for layer in layers]

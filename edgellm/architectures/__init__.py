@@ -9,7 +9,7 @@ An architecture module has
     STACKED       our tensor -> the tensors of the tables above whose rows it holds, one after the other
     shapes(config)     our tensor name -> shape, every tensor that must be there
     pairs(config)      last part of a name -> half, for matrices whose rows are stored in pairs (quant.paired)
-    caches(config)     what each attention layer remembers
+    caches(config)     what each layer remembers, attention's and a convolution's, by the `layer` given to the op
     forward(config, weights, ops)  the model
 """
 
@@ -28,11 +28,13 @@ from edgellm.tensor import Weights
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one attention layer; `window` is how many positions a token sees, None for all."""
+    """What one layer remembers of every position, `window` of which a token sees, None for all: keys and values of
+    attention, or one array, the input of a convolution, for which the kernel's size is the window."""
 
     n_kv_heads: int
     head_dim: int
     window: int | None = None
+    n_arrays: int = 2
 
 
 class Config(Protocol):
