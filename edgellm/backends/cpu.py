@@ -12,6 +12,7 @@ from edgellm import isa, quant
 from edgellm.architectures import Architecture, LayerCache
 from edgellm.arrays import F32, I32, Array
 from edgellm.cache import Held, Slots
+from edgellm.footprint import Footprint
 from edgellm.kernels import Body, Compiler, Kernel, compiler, dots, layout
 from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
 from edgellm.kernels.best import best
@@ -104,6 +105,11 @@ class Backend(Slots["_Slot"]):
             "PACKED": _address(self._memory.packed),
         })  # fmt: skip
         super().__init__(context_length)
+        self.footprint = Footprint(
+            weights=sum(tensor.data.nbytes for tensor in tensors.values()),
+            cache=_slot_bytes(self._memory.layers),
+            arena=self._memory.n_bytes + self._scratch.nbytes,
+        )
 
     def _needed(self, most_rows: int) -> list[Kernel]:
         formats = (weight.format for weight in self._plan.matrices())
@@ -193,8 +199,12 @@ class _Layer:
 class _Slot(Held):
     def __init__(self, layers: list[_Layer]) -> None:
         super().__init__([layer.ring for layer in layers])
-        self._memory = _block(layers[-1].end + 4096)  # so that the last block may be prefetched beyond
+        self._memory = _block(_slot_bytes(layers))
         self.address = _address(self._memory)
+
+
+def _slot_bytes(layers: list[_Layer]) -> int:
+    return layers[-1].end + 4096  # so that the last block may be prefetched beyond
 
 
 class _Memory:
@@ -227,6 +237,11 @@ class _Memory:
         self.routes = {
             op: _block(4 * (op.source.cols + 1 + 3 * max_rows * op.n_used)) for op in plan.ops if isinstance(op, Route)
         }
+
+    @property
+    def n_bytes(self) -> int:
+        arrays = *(array for array, _ in self._arrays.values()), self.packed, self.partials, *self.routes.values()
+        return sum(array.nbytes for array in arrays)
 
     def addresses(self, op: ExpertMatmul) -> Array:
         """Of the experts' matrices, int64."""
