@@ -161,6 +161,11 @@ class Model:
             raise
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model's file: another one for other weights, tokenizer or config."""
+        return self._file.fingerprint
+
+    @property
     def footprint(self) -> Footprint:
         """The memory that the model takes."""
         return self._backend.footprint

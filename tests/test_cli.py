@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -271,64 +269,6 @@ def test_chat_answers_once(smollm2_path):
     run = edgellm("chat", "What is the capital of this country?", "--temp", 0, "-n", 20, stdin="France is in Europe.\n")
     assert "Paris" in run.stdout
     assert "not UTF-8" in edgellm("chat", stdin=b"\xff", code=2).stderr
-
-
-class Terminal:
-    """A pseudo-terminal with a command in it."""
-
-    def __init__(self, *arguments):
-        import fcntl
-        import pty
-        import termios
-
-        self._ours, theirs = pty.openpty()
-        self._unread = ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgellm", *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
-        os.close(theirs)
-
-    def type(self, text):
-        os.write(self._ours, text)
-
-    def until(self, expected, seconds=60):
-        """What has come since the last call, up to an expected text."""
-        deadline = time.monotonic() + seconds
-        while expected not in self._unread:
-            ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{expected!r} did not come after {self._unread!r}"
-            self._unread += os.read(self._ours, 4096).decode(errors="replace")
-        found, _, self._unread = self._unread.partition(expected)
-        return found
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
-def test_conversation_in_a_terminal(smollm2_path):
-    with Terminal("chat", "--temp", "0", "--stats") as terminal:
-        terminal.until(">>> ")
-        terminal.type(b"What is the capital of France? Answer in one word.\n")
-        assert "Paris" in terminal.until("answer: ")
-        terminal.until(">>> ")
-        terminal.type(b"Write a long story about a dog and a cat.\n")
-        terminal.until("cat.\r\n")
-        terminal.until(" ")
-        terminal.type(b"\x03")  # Ctrl-C stops the answer, or clears the line, and keeps the conversation
-        terminal.until("(stopped;")
-        terminal.until(">>> ")
-        terminal.type(b"What is the capital of Italy? Answer in one word.\n")
-        assert "Rome" in terminal.until("answer: ")
-        terminal.until(">>> ")
-        terminal.type(b"\x04")
-        assert terminal.process.wait(20) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
