@@ -31,11 +31,11 @@ from .checkpoint import (
     SourceTensor,
     check_rope_type,
     check_vocabulary,
-    match_tensors,
     row_reader,
     unreadable,
 )
 from .gguf_tokenizer import tokenizer_from_gguf
+from .naming import match_tensors
 
 MAX_HEADER = 1 << 26
 """Bytes before the data; the largest vocabularies take a quarter of it."""
@@ -130,7 +130,7 @@ def _hyperparameters(file: GGUFFile, name: str, architecture: Architecture) -> d
             )
         result[key[len(prefix) :]] = value.tolist() if isinstance(value, np.ndarray) else value
     check_rope_type(file.path, result.get("rope.scaling.type"))
-    embedding = file.tensors.get(architecture.GGUF_NAMES["embed"])
+    embedding = file.tensors.get(str(architecture.GGUF_NAMES["embed"]))
     vocab_size = embedding.shape[0] if embedding else len(file.metadata.get("tokenizer.ggml.tokens", ()))
     return {"vocab_size": vocab_size, **result}
 

@@ -36,13 +36,11 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     return float(value)
 
 
-def expand(names: Mapping[str, str], n_layers: int) -> dict[str, str]:
-    """Names with "{}" for every layer: our name -> the checkpoint's."""
-    return {
-        ours.format(i): theirs.format(i)
-        for ours, theirs in names.items()
-        for i in range(n_layers if "{}" in ours else 1)
-    }
+def template(name: str) -> tuple[str, list[int]]:
+    """A tensor's name as the tables of names have it, and the numbers of its layer and expert."""
+    words = name.split(".")
+    numbers = [int(word) for word in words if word.isdigit()]
+    return ".".join("{}" if word.isdigit() else word for word in words), numbers
 
 
 def from_json(cls: type[Any], config: Mapping[str, Any]) -> Any:

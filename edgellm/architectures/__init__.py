@@ -3,7 +3,7 @@
 An architecture module has
 
     Config        a frozen dataclass with from_hf(config.json), from_gguf(metadata) and tiny()
-    HF_NAMES      our tensor name -> the checkpoint's, "{}" standing for the layer
+    HF_NAMES      our tensor name -> the checkpoint's, or Stored; "{}" stands for the layer, a second for the expert
     GGUF_NAMES    the same for GGUF
     GGUF_INTERLEAVED   tensors whose rows GGUF stores with RoPE pairs adjacent (2i, 2i+1) instead of half a head apart
     STACKED       our tensor -> the tensors of the tables above whose rows it holds, one after the other
@@ -37,6 +37,22 @@ class LayerCache:
     n_arrays: int = 2
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where and how a checkpoint has a tensor of ours, if not simply under a name of its own."""
+
+    name: str
+    """The checkpoint's tensor. Without a "{}" for the expert it holds those of all experts, one after the other."""
+    of: tuple[str, ...] = ()
+    """Our tensors that it holds, of which this is one: the rows of the first, of the second..."""
+    by_head: bool = False
+    """Of those the rows of one head each take turns."""
+    transposed: bool = False
+    """It is (inputs, outputs), and `of` are columns."""
+    plus: float = 0.0
+    """What is added to its values."""
+
+
 class Config(Protocol):
     vocab_size: int
     n_layers: int
@@ -45,8 +61,8 @@ class Config(Protocol):
 
 class Architecture(Protocol):
     Config: Any
-    HF_NAMES: Mapping[str, str]
-    GGUF_NAMES: Mapping[str, str]
+    HF_NAMES: Mapping[str, str | Stored]
+    GGUF_NAMES: Mapping[str, str | Stored]
     GGUF_INTERLEAVED: Sequence[str]
     STACKED: Mapping[str, Sequence[str]]
 
