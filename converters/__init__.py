@@ -196,7 +196,8 @@ def _model_info(
 def _pieces(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> Iterator[tuple[F32, F32, Array]]:
     """A tensor some rows at a time: its values, the values as stored, what the file gets."""
     sources = checkpoint.tensors[name]
-    head_dim = checkpoint.config.head_dim if name.split(".")[-1] in checkpoint.interleaved else 0
+    turned = name.split(".")[-1].removesuffix("_bias") in checkpoint.interleaved
+    head_dim = checkpoint.config.head_dim if turned else 0
     if len(spec.shape) == 1:
         values = np.concatenate([_values(source, source.read(0, 1))[0] for source in sources])
         values = values[_order(len(values), 0, 1, head_dim)]

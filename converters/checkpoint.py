@@ -68,7 +68,7 @@ class Checkpoint:
     quantized: bool
     """Whether the source's matrices are quantized already."""
     interleaved: tuple[str, ...] = ()
-    """Tensors whose rows have RoPE pairs adjacent (2i, 2i+1): put half a head apart on conversion."""
+    """Matrices, and their biases, whose rows have RoPE pairs adjacent (2i, 2i+1): put half a head apart here."""
     chat_template: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     """Of name, license, source: what the source says of itself."""

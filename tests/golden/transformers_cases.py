@@ -23,12 +23,15 @@ SIZES = {
 }  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
 CASES = {
     "llama": {**SIZES, "model_type": "llama"},
     "llama-tied": {**SIZES, "model_type": "llama", "tie_word_embeddings": True},
     "llama-all-heads": {**SIZES, "model_type": "llama", "num_key_value_heads": 6, "head_dim": 8},
     "llama-3.1-rope": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3, "rope_theta": 500.0},
     "llama-linear-rope": {**SIZES, "model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama-biases": {**SIZES, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama-yarn-rope": {**SIZES, "model_type": "llama", "rope_scaling": YARN, "rope_theta": 500.0},
     "mistral-window": {**SIZES, "model_type": "mistral", "sliding_window": 6},
 }
 
@@ -50,7 +53,8 @@ def write_folder(folder, config, shapes):
     """A model as transformers saves it, but for the tokenizer, of as many words as the vocabulary has."""
     folder.mkdir(exist_ok=True)
     vocabulary = {f"<{id}>": id for id in range(97)}
-    words = {"version": "1.0", "added_tokens": [], "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+    words = {"version": "1.0", "added_tokens": [],
+             "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
              "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<0>"}}  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(words))
     (folder / "config.json").write_text(json.dumps(config))
