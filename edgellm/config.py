@@ -75,6 +75,7 @@ class DecoderConfig:
     n_kv_heads: int
     head_dim: int
     context_length: int
+    """Of the model; a backend gets that with which it is loaded."""
     norm_eps: float
     tie_embeddings: bool = False
 

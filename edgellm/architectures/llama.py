@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgellm.architectures import LayerCache
-from edgellm.config import DecoderConfig, one_of, sizes_from_gguf, sizes_from_hf, truth
+from edgellm.config import DecoderConfig, integer, one_of, sizes_from_gguf, sizes_from_hf, truth
 from edgellm.errors import CheckpointError, UnsupportedError
 from edgellm.ops import Ops, X
 from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf
@@ -67,7 +67,7 @@ STACKED = {
     "layers.{}.gate_up_bias": ("layers.{}.gate_bias", "layers.{}.up_bias"),
 }
 
-LAYER_TYPES = ("full_attention", "sliding_attention")
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +79,28 @@ class Config(DecoderConfig):
     ffn_bias: bool = False
     sliding_window: int | None = None
     layer_types: list[str] | None = None
-    """Of LAYER_TYPES, one a layer; without it a window is all layers'."""
+    """FULL or SLIDING for each layer; without it a window is all layers'."""
 
     ACTIVATION: ClassVar[str] = "silu"
     """As config.json calls it."""
 
+    @property
+    def rotary_dim(self) -> int:
+        """How many values of each head are turned."""
+        return self.head_dim
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        frequencies(self.head_dim, self.rope_theta, self.rope_scaling, self.context_length)
+        frequencies(self.rotary_dim, self.rope_theta, self.rope_scaling, self.context_length)
         attention_factor(self.rope_scaling)
         if self.layer_types is not None:
-            if not isinstance(self.layer_types, list) or len(self.layer_types) != self.n_layers:
-                raise CheckpointError(f"config has {self.n_layers} layers, but layer_types = {self.layer_types!r:.200}")
-            for kind in self.layer_types:
-                one_of({"layer_types": kind}, "layer_types", LAYER_TYPES)
+            self._check_layer_types(self.layer_types)
+
+    def _check_layer_types(self, kinds: object) -> None:
+        if not isinstance(kinds, list) or len(kinds) != self.n_layers:
+            raise CheckpointError(f"config has {self.n_layers} layers, but layer_types = {kinds!r:.200}")
+        for kind in kinds:
+            one_of({"layer_types": kind}, "layer_types", (FULL, SLIDING))
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
@@ -142,6 +150,13 @@ class Config(DecoderConfig):
         )
 
 
+def windows_from_hf(config: Mapping[str, Any], layer_types: list[str]) -> dict[str, Any]:
+    """The fields of a Config for windows; `layer_types` if config.json does not list them."""
+    kinds = config.get("layer_types") or layer_types
+    window = integer(config, "sliding_window") if SLIDING in kinds else None
+    return {"sliding_window": window, "layer_types": kinds}
+
+
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model; (rows, cols) = (outputs, inputs)."""
     return model_shapes(config, layer_shapes(config))
@@ -180,8 +195,8 @@ def pairs(config: Config) -> dict[str, int]:
 
 
 def caches(config: Config) -> list[LayerCache]:
-    kinds = config.layer_types or ["sliding_attention"] * config.n_layers
-    windows = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+    kinds = config.layer_types or [SLIDING] * config.n_layers
+    windows = [config.sliding_window if kind == SLIDING else None for kind in kinds]
     return [LayerCache(config.n_kv_heads, config.head_dim, window) for window in windows]
 
 

@@ -24,6 +24,20 @@ SIZES = {
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
+MINISTRAL3 = {
+    "rope_type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 128,
+    "rope_theta": 500.0,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+PHI = {"model_type": "phi3", "head_dim": 8, "rope_scaling": {
+    "type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.0, 1.5, 3.0, 6.0]}}  # fmt: skip
+GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6, "tie_word_embeddings": True}
 CASES = {
     "llama": {**SIZES, "model_type": "llama"},
     "llama-tied": {**SIZES, "model_type": "llama", "tie_word_embeddings": True},
@@ -33,7 +47,37 @@ CASES = {
     "llama-biases": {**SIZES, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama-yarn-rope": {**SIZES, "model_type": "llama", "rope_scaling": YARN, "rope_theta": 500.0},
     "mistral-window": {**SIZES, "model_type": "mistral", "sliding_window": 6},
-}
+    "ministral": {**SIZES, "model_type": "ministral", "sliding_window": 6,
+                  "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "ministral3": {**SIZES, "model_type": "ministral3", "rope_parameters": MINISTRAL3},
+    "qwen2": {**SIZES, "model_type": "qwen2", "head_dim": 8},
+    "qwen2-window": {**SIZES, "model_type": "qwen2", "head_dim": 8, "use_sliding_window": True, "sliding_window": 6,
+                     "max_window_layers": 1},
+    "qwen3": {**SIZES, "model_type": "qwen3", "tie_word_embeddings": True},
+    "qwen3-biases": {**SIZES, "model_type": "qwen3", "attention_bias": True},
+    "smollm3": {**SIZES, "model_type": "smollm3", "num_hidden_layers": 5, "tie_word_embeddings": True},
+    "smollm3-window": {**SIZES, "model_type": "smollm3", "no_rope_layers": [0, 1, 0], "use_sliding_window": True,
+                       "sliding_window": 6, "attention_bias": True, "mlp_bias": True},
+    "phi3": {**SIZES, "model_type": "phi3", "head_dim": 8, "sliding_window": 20},
+    "phi3-partial": {**SIZES, "model_type": "phi3", "num_attention_heads": 3, "num_key_value_heads": 1,
+                     "head_dim": 16, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    "phi3-longrope": {**SIZES, **PHI, "original_max_position_embeddings": 4},
+    "phi3-longrope-short": {**SIZES, **PHI, "original_max_position_embeddings": 128,
+                            "max_position_embeddings": 512},
+    "olmo2": {**SIZES, "model_type": "olmo2", "head_dim": 8},
+    "granite": {**SIZES, "model_type": "granite", "head_dim": 8, "embedding_multiplier": 12.0,
+                "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 0.25},
+    "granite-biases": {**SIZES, "model_type": "granite", "head_dim": 8, "attention_bias": True, "mlp_bias": True,
+                       "tie_word_embeddings": True, "attention_multiplier": 0.2},
+    "gemma2": {**SIZES, **GEMMA, "model_type": "gemma2", "attn_logit_softcapping": 1.5,
+               "final_logit_softcapping": 2.0},
+    "gemma3": {**SIZES, **GEMMA, "model_type": "gemma3_text", "num_hidden_layers": 7},
+    "gemma3-scaled": {**SIZES, **GEMMA, "model_type": "gemma3_text", "tie_word_embeddings": False,
+                      "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                      "rope_parameters": {
+                          "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+}  # fmt: skip
 
 
 def weights(shapes):
