@@ -72,7 +72,7 @@ def batch(options: Any) -> float:
 
 def read(options: Any) -> float:
     """Steps per second, if a step did nothing but read its matrices, and the keys and values at that depth."""
-    from limits import Threads, read_rate
+    from edgellm.kernels.bandwidth import Threads, read_rate
 
     weights, _, cached = step_sizes(options.model)
     n_bytes: int = weights + cached * options.depth
@@ -81,7 +81,9 @@ def read(options: Any) -> float:
 
 def dot(options: Any) -> float:
     """Tokens per second of a prompt, if a token took nothing but the multiplications of its matrices."""
-    from limits import Threads, dot_rate
+    from limits import dot_rate
+
+    from edgellm.kernels.bandwidth import Threads
 
     _, multiplications, _ = step_sizes(options.model)
     return dot_rate(Threads(options.threads)) / (2 * multiplications)
@@ -98,7 +100,7 @@ def step_sizes(model: str) -> tuple[int, int, int]:
     matmuls = [op for op in plan.ops if isinstance(op, Matmul)]
     multiplications = sum(op.weight.shape[0] * op.weight.shape[1] for op in matmuls if not op.logits)
     cached = sum(2 * 2 * cache.n_kv_heads * cache.head_dim for cache in plan.caches)  # keys and values, of 2 bytes
-    return sum(op.weight.data.nbytes for op in matmuls), multiplications, cached
+    return plan.bytes_read(), multiplications, cached
 
 
 # ---- peers

@@ -166,7 +166,7 @@ def _progress(label: str, total: int, shown: bool) -> AbstractContextManager[Any
 
 
 def _spec(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: int, recipe: str) -> TensorSpec:
-    if len(shape) == 1:
+    if len(shape) == 1 or name.rpartition(".")[2] in architectures.FLOAT32:
         return TensorSpec(shape, "f32")
     head = "output" if "output" in checkpoint.tensors else "embed"
     if recipe == "keep":

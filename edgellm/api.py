@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from edgellm import backends, catalog, store
 from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
-from edgellm.errors import ArgumentError, EdgeError
+from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
+from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model
 from edgellm.lookup import Lookup
@@ -141,7 +142,7 @@ class Model:
             if not store.verified(path):
                 self._file.verify()
                 store.mark_verified(path)
-            self.context_length = _context_length(context_length, self.config.context_length)
+            self.context_length = allowed_context(context_length, self.config.context_length)
             info = self._file.info
             self.tokenizer = Tokenizer(self._file.tokenizer_json, info.bos_id, info.eos_ids)
         except BaseException:
@@ -154,6 +155,16 @@ class Model:
         )
         self._idle: Slot | None = None
         self._lock, self._closed = threading.Lock(), False
+        try:
+            self.footprint.check(available_memory(), self.context_length)
+        except OutOfMemoryError:
+            self.close()
+            raise
+
+    @property
+    def footprint(self) -> Footprint:
+        """The memory that the model takes."""
+        return self._backend.footprint
 
     def generate(
         self,
@@ -339,7 +350,7 @@ class _Locked:
 
     def __init__(self, backend: Backend) -> None:
         self._backend, self._lock = backend, threading.RLock()
-        self.MAX_ROWS = backend.MAX_ROWS
+        self.MAX_ROWS, self.footprint = backend.MAX_ROWS, backend.footprint
 
     def run(self, step: Step) -> F32:
         with self._lock:
@@ -366,7 +377,8 @@ class _Locked:
             self._backend.close()
 
 
-def _context_length(asked: int | None, model: int) -> int:
+def allowed_context(asked: int | None, model: int) -> int:
+    """The context that was asked for, or the default of a model that allows that many tokens; raises ArgumentError."""
     if asked is None:
         return min(model, MAX_DEFAULT_CONTEXT)
     if not 1 <= asked <= model:

@@ -19,9 +19,8 @@ class Ring:
 
     def __init__(self, layer: LayerCache, context_length: int, max_rows: int) -> None:
         self.window = layer.window or context_length
-        self.capacity = min(context_length, self.window + max_rows)
-        shape = self.capacity, layer.n_kv_heads, layer.head_dim
-        self._arrays = [untouched(shape) for _ in range(layer.n_arrays)]
+        shape = ring_shape(layer, context_length, max_rows)
+        self.capacity, self._arrays = shape[0], [untouched(shape) for _ in range(layer.n_arrays)]
 
     def append(self, positions: I32, *values: F32) -> None:
         """An array each of (rows, n_kv_heads * head_dim)."""
@@ -37,6 +36,12 @@ class Ring:
         else:
             at = positions % self.capacity
         return positions, *(array[at] for array in self._arrays)
+
+
+def ring_shape(layer: LayerCache, context_length: int, max_rows: int) -> tuple[int, int, int]:
+    """(positions, n_kv_heads, head_dim) of each of a ring's arrays."""
+    window = layer.window or context_length
+    return min(context_length, window + max_rows), layer.n_kv_heads, layer.head_dim
 
 
 def untouched(shape: tuple[int, ...]) -> F32:

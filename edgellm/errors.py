@@ -9,7 +9,8 @@
     ├── DownloadError            7   a source that could not be fetched, or arrived with the wrong bytes
     ├── ContextOverflowError     8   more tokens than the context holds
     ├── ChatTemplateError        9   a chat template that is missing or fails
-    └── BackendError            10   a backend that cannot run here
+    ├── BackendError            10   a backend that cannot run here
+    └── OutOfMemoryError        11   less memory free than a model's context takes
 
 A message is one sentence: what was found, what was expected, what to do next.
 """
@@ -53,3 +54,7 @@ class ChatTemplateError(EdgeError):
 
 class BackendError(EdgeError):
     exit_code = 10
+
+
+class OutOfMemoryError(EdgeError):
+    exit_code = 11

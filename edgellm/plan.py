@@ -1,13 +1,14 @@
 """A model's step as a list: the ops that `forward` asks for, recorded once, with the buffers they read and write.
 
 `forward` runs over `Recorder` as it runs over arrays; what it passes from op to op are names of buffers and of things
-that an op fuses: a norm or a gate becomes the prologue of the matmuls that read it, a sum the epilogue of the one
-before it. Knows no kernel and no memory: a backend turns the list into what it executes.
+that an op fuses: a norm or an activation becomes the prologue of the matmuls that read it, a sum the epilogue of the
+op before it. What has no fused form gets an `Apply` of its own. Knows no kernel and no memory: a backend turns the list
+into what it executes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -26,6 +27,8 @@ class Buffer:
     name: str
     cols: int
     fresh: bool = True
+    times: int = 1
+    """Rows for each row of the step: one for each expert that it uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,59 +37,85 @@ class Normed:
     weight: Tensor
     eps: float
     bias: Tensor | None = None
-    """Of a layer norm; without one it is a root mean square norm."""
+    centred: bool = False
+    """A layer norm; without it, a root mean square norm."""
+
+    @property
+    def per_head(self) -> bool:
+        return self.weight.shape[0] != self.x.cols
 
 
 @dataclass(frozen=True, eq=False)
-class Gated:
+class Activated:
     x: Buffer
     activation: Activation
+    gates: bool = False
+    """The activated half of the columns multiplies the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Turned:
     x: Buffer
     head_dim: int
-    frequencies: F32
+    frequencies: F32 | None
+    """None for heads that know no position."""
+    scale: float = 1.0
+    norm: Normed | None = None
 
 
-Value = Buffer | Normed | Gated | Turned
+Value = Buffer | Normed | Activated | Turned
+Source = Buffer | Normed | Activated
 
 
 @dataclass(eq=False)
 class Embed:
     table: Tensor
     out: Buffer
+    scale: float = 1.0
+    by_position: bool = False
+    """Rows for positions, added to what `out` holds, not for tokens."""
 
 
 @dataclass(eq=False)
 class Angles:
-    """Cosines and sines of every row's RoPE angles, for all layers with the same frequencies."""
+    """Cosines and sines of every row's RoPE angles times scale, for all layers with the same frequencies."""
 
     frequencies: F32
+    scale: float
     out: Buffer
 
 
 @dataclass(eq=False)
 class Matmul:
     weight: Tensor
-    source: Buffer | Normed | Gated
+    source: Source
     out: Buffer
-    adds: bool = False
-    """Added to what `out` holds, not stored."""
+    bias: Tensor | None = None
+    adds: float = 0.0
+    """Times this it is added to what `out` holds; 0: stored."""
     logits: bool = False
     """For the wanted rows only; a step may ask for the best token of each instead of its outputs."""
+    scale: float = 1.0
+    softcap: float = 0.0
     same_input: bool = False
     """The matmul before it has prepared the same rows."""
 
 
 @dataclass(eq=False)
+class Apply:
+    """A norm, an activation or a sum that no matmul does on the side."""
+
+    source: Source
+    out: Buffer
+    adds: float = 0.0
+
+
+@dataclass(eq=False)
 class RopeAppend:
-    q: Buffer
-    k: Buffer
+    q: Turned
+    k: Turned
     v: Buffer
-    angles: Angles
-    head_dim: int
+    angles: Angles | None
     layer: int
 
 
@@ -96,9 +125,47 @@ class Attention:
     out: Buffer
     layer: int
     scale: float
+    softcap: float
 
 
-Op = Embed | Angles | Matmul | RopeAppend | Attention
+@dataclass(eq=False)
+class ShortConv:
+    source: Buffer
+    weight: Tensor
+    out: Buffer
+    layer: int
+
+
+@dataclass(eq=False)
+class Route:
+    """The experts of every row, and their shares: from the router's outputs."""
+
+    source: Buffer
+    n_used: int
+    normalize: bool
+
+
+@dataclass(eq=False)
+class ExpertMatmul:
+    """Each row times the matrices of its experts: -> (rows * n_used, rows of one), grouped by expert."""
+
+    weights: Sequence[Tensor]
+    source: Source
+    out: Buffer
+    route: Route
+
+
+@dataclass(eq=False)
+class Combine:
+    """The sum of what a row's experts made, times their shares."""
+
+    source: Buffer
+    out: Buffer
+    route: Route
+    adds: float = 0.0
+
+
+Op = Embed | Angles | Matmul | Apply | RopeAppend | Attention | ShortConv | Route | ExpertMatmul | Combine
 
 
 @dataclass(eq=False)
@@ -108,7 +175,23 @@ class Plan:
 
     def buffers(self) -> Iterable[Buffer]:
         """Every array of the plan, in the order in which it is first written."""
-        return dict.fromkeys(op.k if isinstance(op, RopeAppend) else op.out for op in self.ops)
+        return dict.fromkeys(op.out for op in self.ops if not isinstance(op, (RopeAppend, Route)))
+
+    def matrices(self) -> list[Tensor]:
+        """Every matrix that rows are multiplied with, in order; all of an op's experts."""
+        of_ops = (op.weights if isinstance(op, ExpertMatmul) else [op.weight] for op in self.matmuls())
+        return [weight for weights in of_ops for weight in weights]
+
+    def matmuls(self) -> list[Matmul | ExpertMatmul]:
+        return [op for op in self.ops if isinstance(op, (Matmul, ExpertMatmul))]
+
+    def bytes_read(self) -> int:
+        """Bytes of the matrices that a step of one row reads: of experts, those that it uses."""
+        matmuls = [op for op in self.ops if isinstance(op, Matmul)]
+        experts = [op for op in self.ops if isinstance(op, ExpertMatmul)]
+        return sum(op.weight.data.nbytes for op in matmuls) + sum(
+            op.route.n_used * op.weights[0].data.nbytes for op in experts
+        )
 
 
 def record(architecture: Architecture, config: Any, tensors: dict[str, Tensor]) -> Plan:
@@ -120,128 +203,237 @@ def record(architecture: Architecture, config: Any, tensors: dict[str, Tensor]) 
 
 
 class Recorder:
-    """Ops that write a plan. Raises BackendError for a combination that has no fused form."""
+    """Ops that write a plan. Raises BackendError for a value that is used after an op has changed it."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._arrays: dict[str, Buffer] = {}
 
-    def embed(self, table: Tensor) -> Buffer:
-        return self._append(Embed(table, self._buffer("x", table.shape[1])))
+    def embed(self, table: Tensor, scale: float = 1.0) -> Buffer:
+        return self._append(Embed(table, self._buffer("x", table.shape[1]), scale))
 
-    def rms_norm(self, x: Value, weight: Tensor, eps: float) -> Normed:
-        return Normed(_buffer(x), weight, eps)
-
-    def layer_norm(self, x: Value, weight: Tensor, bias: Tensor, eps: float) -> Normed:
-        return Normed(_buffer(x), weight, eps, bias)
-
-    def glu(self, x: Value, activation: Activation) -> Gated:
-        return Gated(_buffer(x), activation)
-
-    def rope(self, x: Value, head_dim: int, frequencies: F32) -> Turned:
-        return Turned(_buffer(x), head_dim, frequencies)
+    def add_positions(self, x: Value, table: Tensor) -> Buffer:
+        return self._append(Embed(table, self._changed(self._plain(x)), by_position=True))
 
     def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Buffer:
-        if bias is not None or isinstance(x, Turned):
-            raise BackendError("this backend has no matmul with a bias, or of what RoPE has turned")
-        last = self.plan.ops[-1]
-        out = self._buffer(weight.name.rpartition(".")[2], weight.shape[0])
-        same = isinstance(last, Matmul) and last.source is x and last.weight.format[0] == weight.format[0]
-        return self._append(Matmul(weight, x, out, same_input=same))
+        last, source = self.plan.ops[-1], self._source(x)
+        out = self._buffer(_last(weight), weight.shape[0])
+        same = isinstance(last, Matmul) and last.source is source and last.weight.format[0] == weight.format[0]
+        return self._append(Matmul(weight, source, out, bias, same_input=same))
 
-    def add(self, x: Value, y: Value) -> Buffer:
-        """The matmul that made y adds to x in place."""
-        made, target = self.plan.ops[-1], _buffer(x)
-        if not isinstance(made, Matmul) or made.out is not y or made.adds:
-            raise BackendError("this backend adds only what a matmul has just made")
-        target.fresh = False
-        made.out, made.adds = Buffer(target.name, target.cols), True
-        return made.out
+    def add(self, x: Value, y: Value, scale: float = 1.0) -> Buffer:
+        """What has just made y adds to x in place."""
+        target, made = self._plain(x), self.plan.ops[-1]
+        if isinstance(made, (Matmul, Apply, Combine)) and made.out is y and not made.adds and not _reads(made, target):
+            made.out, made.adds = self._changed(target), scale
+            return made.out
+        source = self._source(y)
+        return self._append(Apply(source, self._changed(target), scale))
 
-    def attention(self, q: Value, k: Value, v: Value, layer: int, scale: float) -> Buffer:
-        if not isinstance(q, Turned) or not isinstance(k, Turned):
-            raise BackendError("this backend attends only with RoPE")
-        angles = self._angles(q)
-        self.plan.ops.append(RopeAppend(q.x, k.x, _buffer(v), angles, q.head_dim, layer))
-        return self._append(Attention(q.x, self._buffer("attention", q.x.cols), layer, scale))
+    def rms_norm(self, x: Value, weight: Tensor, eps: float) -> Normed:
+        return Normed(self._plain(x), weight, eps)
 
-    def logits(self, x: Value, table: Tensor) -> Buffer:
-        if isinstance(x, Turned):
-            raise BackendError("this backend has no logits of what RoPE has turned")
-        return self._append(Matmul(table, x, self._buffer("logits", table.shape[0]), logits=True))
+    def layer_norm(self, x: Value, weight: Tensor, bias: Tensor | None, eps: float) -> Normed:
+        return Normed(self._plain(x), weight, eps, bias, centred=True)
 
-    def _angles(self, turned: Turned) -> Angles:
+    def activate(self, x: Value, activation: Activation) -> Activated:
+        return Activated(self._plain(x), activation)
+
+    def glu(self, x: Value, activation: Activation) -> Activated:
+        return Activated(self._plain(x), activation, gates=True)
+
+    def rope(self, x: Value, head_dim: int, frequencies: F32, scale: float = 1.0) -> Turned:
+        return self._heads(x, head_dim, frequencies, scale)
+
+    def attention(self, q: Value, k: Value, v: Value, layer: int, scale: float, softcap: float = 0.0) -> Buffer:
+        head_dim = self.plan.caches[layer].head_dim
+        q, k = (x if isinstance(x, Turned) else self._heads(x, head_dim, None) for x in (q, k))
+        self.plan.ops.append(RopeAppend(q, k, self._plain(v), self._angles(q), layer))
+        return self._append(Attention(q.x, self._buffer("attention", q.x.cols), layer, scale, softcap))
+
+    def short_conv(self, x: Value, weight: Tensor, layer: int) -> Buffer:
+        return self._append(ShortConv(self._plain(x), weight, self._buffer("conv", weight.shape[0]), layer))
+
+    def experts(
+        self,
+        x: Value,
+        router: Tensor,
+        gate_up: Sequence[Tensor],
+        down: Sequence[Tensor],
+        n_used: int,
+        activation: Activation,
+        normalize: bool,
+    ) -> Buffer:
+        source = self._source(x)
+        route = Route(self.linear(source, router), n_used, normalize)
+        self.plan.ops.append(route)
+        h = self._expert_matmul(gate_up, source, route)
+        y = self._expert_matmul(down, Activated(h, activation, gates=True), route)
+        return self._append(Combine(y, self._buffer("experts", down[0].shape[0]), route))
+
+    def logits(self, x: Value, table: Tensor, scale: float = 1.0, softcap: float = 0.0) -> Buffer:
+        out = self._buffer("logits", table.shape[0])
+        return self._append(Matmul(table, self._source(x), out, logits=True, scale=scale, softcap=softcap))
+
+    def _expert_matmul(self, weights: Sequence[Tensor], source: Source, route: Route) -> Buffer:
+        out = self._buffer(f"expert {_last(weights[0])}", weights[0].shape[0], times=route.n_used)
+        return self._append(ExpertMatmul(weights, source, out, route))
+
+    def _heads(self, x: Value, head_dim: int, frequencies: F32 | None, scale: float = 1.0) -> Turned:
+        if isinstance(x, Normed) and x.weight.shape[0] == head_dim and not x.centred:
+            return Turned(_fresh(x.x), head_dim, frequencies, scale, norm=x)
+        return Turned(self._plain(x), head_dim, frequencies, scale)
+
+    def _angles(self, turned: Turned) -> Angles | None:
+        if turned.frequencies is None:
+            return None
         for op in self.plan.ops:
-            if isinstance(op, Angles) and op.frequencies is turned.frequencies:
+            if isinstance(op, Angles) and op.frequencies is turned.frequencies and op.scale == turned.scale:
                 return op
-        angles = Angles(turned.frequencies, self._buffer(self._unused("angles"), turned.head_dim))
+        out = self._buffer(self._unused("angles"), 2 * len(turned.frequencies))
+        angles = Angles(turned.frequencies, turned.scale, out)
         self.plan.ops.insert(1, angles)
         return angles
 
     def _unused(self, name: str) -> str:
         return next(n for n in (name, *(f"{name}_{i}" for i in range(2, 999))) if n not in self._arrays)
 
+    def _source(self, x: Value) -> Source:
+        """What a matmul can read: heads that are normed or turned are not."""
+        if isinstance(x, Turned):
+            raise BackendError("this backend has no use of what RoPE has turned but attention: use --backend reference")
+        if isinstance(x, Normed) and x.per_head:
+            return self._plain(x)
+        _fresh(x if isinstance(x, Buffer) else x.x)
+        return x
+
+    def _plain(self, x: Value) -> Buffer:
+        """A buffer of the value, by an op of its own if need be."""
+        if isinstance(x, Buffer):
+            return _fresh(x)
+        if isinstance(x, Turned):
+            return self._plain(self._source(x))
+        _fresh(x.x)
+        cols = x.x.cols // 2 if isinstance(x, Activated) and x.gates else x.x.cols
+        return self._append(Apply(x, self._buffer(f"{_kind(x)} {x.x.name}", cols)))
+
+    def _changed(self, x: Buffer) -> Buffer:
+        """A new handle of an array that an op changes in place."""
+        x.fresh = False
+        self._arrays[x.name] = Buffer(x.name, x.cols, times=x.times)
+        return self._arrays[x.name]
+
     def _append(self, op: Any) -> Buffer:
         self.plan.ops.append(op)
         out: Buffer = op.out
         return out
 
-    def _buffer(self, name: str, cols: int) -> Buffer:
+    def _buffer(self, name: str, cols: int, times: int = 1) -> Buffer:
         """A new handle of the array of that name, which earlier layers have used too."""
         if name in self._arrays:
             self._arrays[name].fresh = False
-        self._arrays[name] = Buffer(name, cols)
+        self._arrays[name] = Buffer(name, cols, times=times)
         return self._arrays[name]
 
 
-def _buffer(x: Value) -> Buffer:
-    if not isinstance(x, Buffer) or not x.fresh:
-        raise BackendError("this backend has no fused form of what the model does: use --backend reference")
+def _fresh(x: Buffer) -> Buffer:
+    if not x.fresh:
+        raise BackendError(f"{x.name!r} is used after an op has changed it: use --backend reference")
     return x
+
+
+def _reads(op: Matmul | Apply | Combine, x: Buffer) -> bool:
+    """Whether the op could not write there, because it may not have read all yet."""
+    return x in (op.out, op.source, getattr(op.source, "x", None))
+
+
+def _last(weight: Tensor) -> str:
+    return weight.name.rpartition(".")[2]
+
+
+def _kind(x: Normed | Activated) -> str:
+    return ("layer_norm" if x.centred else "rms_norm") if isinstance(x, Normed) else x.activation
 
 
 def describe(plan: Plan) -> list[str]:
     """The plan in words, a line an op; layers that are alike are told once."""
     lines: list[str] = []
-    groups = [(layer, [_line(op) for op in ops]) for layer, ops in groupby(plan.ops, key=_layer)]
+    groups = [(layer, [_line(op) for op in ops]) for layer, ops in groupby(plan.ops, key=_Layers())]
     for told, alike in groupby(groups, key=lambda group: group[1]):
         layers = [layer for layer, _ in alike]
         if layers[0] is not None:
             lines.append(f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}, each")
         lines += told if layers[0] is None else [f"  {line}" for line in told]
-    total = sum(op.weight.data.nbytes for op in plan.ops if isinstance(op, Matmul))
-    return [*lines, f"{len(plan.ops)} ops; {total / 1e6:.1f} MB of weights are read for each step"]
+    return [*lines, f"{len(plan.ops)} ops; {plan.bytes_read() / 1e6:.1f} MB of weights are read for each step"]
 
 
-def _layer(op: Op) -> int | None:
-    if isinstance(op, (RopeAppend, Attention)):
-        return op.layer
-    name = op.weight.name if isinstance(op, Matmul) else ""
-    return int(name.split(".")[1]) if name.startswith("layers.") else None
+class _Layers:
+    """The layer of each op in turn: of its weights, or for an op that has none, of the one before it."""
+
+    def __init__(self) -> None:
+        self._layer: int | None = None
+
+    def __call__(self, op: Op) -> int | None:
+        weights = op.weights[:1] if isinstance(op, ExpertMatmul) else [getattr(op, "weight", None)]
+        if isinstance(op, (Embed, Angles)):
+            self._layer = None
+        elif weights[0] is not None:
+            name = weights[0].name
+            self._layer = int(name.split(".")[1]) if name.startswith("layers.") else None
+        return self._layer
 
 
 def _line(op: Op) -> str:
     if isinstance(op, Embed):
-        return f"{op.out.name} = row of {op.table.name} for each token{'':<14}{_matrix(op.table)}"
+        made = f"{op.out.name} {'+=' if op.by_position else '='} row of {_last(op.table)} for each "
+        made += "position" if op.by_position else "token"
+        return f"{_times(made, op.scale):<52}{_matrix(op.table)}"
     if isinstance(op, Angles):
-        return f"{op.out.name} = cos, sin of each position times {len(op.frequencies)} frequencies"
+        made = f"{op.out.name} = cos, sin of each position times {len(op.frequencies)} frequencies"
+        return _times(made, op.scale)
     if isinstance(op, RopeAppend):
-        return (
-            f"rope({op.q.name}), rope({op.k.name}) -> key cache, {op.v.name} -> value cache   {op.head_dim} to a head"
-        )
+        return f"{_head(op.q)}, {_head(op.k)} -> key cache, {op.v.name} -> value cache   {op.q.head_dim} to a head"
     if isinstance(op, Attention):
-        return f"{op.out.name} = attention({op.q.name}, caches)"
-    made = f"{op.out.name} {'+=' if op.adds else '='} {_source(op)} @ {op.weight.name.rpartition('.')[2]}.T"
+        cap = f", scores capped at {op.softcap:g}" if op.softcap else ""
+        return f"{op.out.name} = attention({op.q.name}, caches{cap})"
+    if isinstance(op, ShortConv):
+        return f"{f'{op.out.name} = short_conv({op.source.name}, cache)':<52}{_matrix(op.weight)}"
+    if isinstance(op, Route):
+        shares = ", shares that sum to 1" if op.normalize else ""
+        return f"experts, shares = the {op.n_used} best of softmax({op.source.name}){shares}"
+    if isinstance(op, Combine):
+        return _made(op, f"sum of shares * {op.source.name}")
+    if isinstance(op, Apply):
+        return _made(op, _source(op.source))
+    if isinstance(op, ExpertMatmul):
+        made = f"{op.out.name} = {_source(op.source)} @ {_last(op.weights[0])}.T of each expert"
+        return f"{made:<52}{_matrix(op.weights[0])}  {op.route.n_used} of {len(op.weights)} experts"
+    made = _made(op, f"{'(the same)' if op.same_input else _source(op.source)} @ {_last(op.weight)}.T")
+    made = _times(f"{made} + {_last(op.bias)}" if op.bias else made, op.scale)
     return f"{made:<52}{_matrix(op.weight)}{'  wanted rows, or the best token of each' if op.logits else ''}"
 
 
-def _source(op: Matmul) -> str:
-    if isinstance(op.source, Normed):
-        norm = "layer_norm" if op.source.bias else "rms_norm"
-        return "(the same)" if op.same_input else f"{norm}({op.source.x.name})"
-    if isinstance(op.source, Gated):
-        return f"{op.source.activation}({op.source.x.name} left) * right"
-    return op.source.name
+def _made(op: Matmul | Apply | Combine, value: str) -> str:
+    if not op.adds:
+        return f"{op.out.name} = {value}"
+    return f"{op.out.name} += {value}" if op.adds == 1 else f"{op.out.name} += {op.adds:g} * {value}"
+
+
+def _times(made: str, scale: float) -> str:
+    return made if scale == 1 else f"{made}, times {scale:g}"
+
+
+def _head(x: Turned) -> str:
+    inner = f"rms_norm({x.x.name})" if x.norm else x.x.name
+    return f"rope({inner})" if x.frequencies is not None else inner
+
+
+def _source(source: Source) -> str:
+    if isinstance(source, Buffer):
+        return source.name
+    if isinstance(source, Normed):
+        return f"{_kind(source)}({source.x.name}{' by head' if source.per_head else ''})"
+    return f"{source.activation}({source.x.name} left) * right" if source.gates else f"{_kind(source)}({source.x.name})"
 
 
 def _matrix(weight: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import every_op
 import fresh
 import numpy as np
 import pytest
@@ -18,15 +19,20 @@ from edgellm.loading import open_model
 from edgellm.step import Step
 from edgellm.tensor import Tensor
 
-NAMES, ISAS = [*architectures.names(), "stories260k"], isa.runnable()
+NAMES, ISAS = [*architectures.names(), "every_op", "stories260k"], isa.runnable()
 LENGTH = 300  # some blocks of keys
 CONTEXT = 320
 
-models = pytest.mark.parametrize(("name", "fmt"), [(name, fmt) for name in NAMES for fmt in quant.names()])
+IN_ALL_FORMATS = "every_op", "llama", "stories260k"
+models = pytest.mark.parametrize(
+    ("name", "fmt"), [(name, fmt) for name in NAMES for fmt in (quant.names() if name in IN_ALL_FORMATS else ["q4m"])]
+)
 
 
 def backend(name, fmt, n_threads=2):
     """The CPU backend with a tiny random model, or with the trained one in another format."""
+    if name == "every_op":
+        return every_op.backend(fmt, context_length=CONTEXT, n_threads=n_threads)
     if name != "stories260k":
         return tiny.backend(name, fmt, "cpu", CONTEXT, n_threads=n_threads)
     loaded = open_model(BUNDLED)

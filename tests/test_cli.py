@@ -15,7 +15,10 @@ from conftest import BUNDLED, shared
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ["bench", "chat", "convert", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize", "warmup"]
+COMMANDS = [
+    "bench", "chat", "convert", "doctor", "fit", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize",
+    "warmup",
+]  # fmt: skip
 
 
 def edgellm(*arguments, stdin="", home=None, code=0):
@@ -49,6 +52,24 @@ def test_generate():
     run = edgellm("generate", "Once upon a time", "-m", "stories260k", "--temp", 0, "-n", 8, "--stats")
     assert run.stdout == ", there was a little girl\n"
     assert re.search(r"\[ prompt: 5 tokens \(0 cached\), .* answer: 8 tokens", run.stderr)
+
+
+def test_fit():
+    shown = edgellm("fit", "stories260k", "--ctx", 128).stdout
+    assert re.search(r"^cache +\d+\.\d KB  what 128 tokens leave", shown, re.MULTILINE)
+    assert re.search(r"\d+ t/s  at most, with a full context \d+;", shown)
+    facts = json.loads(edgellm("fit", "stories260k", "--ctx", 128, "--json").stdout)
+    assert facts["total"] == facts["weights"] + facts["cache"] + facts["arena"]
+    assert json.loads(edgellm("fit", "stories260k", "--backend", "reference", "--json").stdout)["arena"] == 0
+
+
+def test_doctor():
+    found = json.loads(edgellm("doctor", "--json").stdout)
+    assert found["self-test"]["reference"].startswith("', there was a little girl")
+    assert "of the reference's largest" in found["self-test"]["kernels"]
+    assert "chosen" in found["kernels"].values()
+    lines = edgellm("doctor").stdout.splitlines()
+    assert {"versions", "machine", "kernels", "caches", "memory", "self-test"} <= set(lines)
 
 
 def test_generate_with_drafts():

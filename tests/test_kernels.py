@@ -5,6 +5,7 @@ is rounded at each step is off by at most U times the sizes of its partial sums,
 Sums of codes are exact.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import fresh
@@ -247,12 +248,30 @@ def test_pairs_sums_and_wanted_rows(name, fmt):
     whole = multiply(name, matrix, x)
     for pair in (0, 32):
         np.testing.assert_array_equal(multiply(name, replace(matrix, pair=pair), x), whole)
-    np.testing.assert_array_equal(multiply(name, matrix, x, ADDS=1), np.float32(0.5) + whole)
+    for adds in (1.0, -0.25):
+        np.testing.assert_array_equal(multiply(name, matrix, x, ADDS=adds), np.float32(0.5) + np.float32(adds) * whole)
+    bias = fresh.rng("bias").standard_normal(-(-whole.shape[1] // 16) * 16).astype(np.float32)
+    for pair in (0, 32):
+        found = multiply(name, replace(matrix, pair=pair), x, BIAS=bias.ctypes.data)
+        np.testing.assert_array_equal(found, whole + bias[: whole.shape[1]])
     for rows in ([], [28], [0, 3, 4], [28, 27, 5, 5, 0], range(29)):
         np.testing.assert_array_equal(multiply(name, matrix, x, 2, rows, GATHERS=1), whole[list(rows)])
     for rows in (1, 3, 29):
         np.testing.assert_array_equal(multiply(name, matrix, x[:rows], 2, twice=True), whole[:rows])
     np.testing.assert_array_equal(multiply(name, matrix, x, shift=4), whole)
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_scaled_and_capped_logits(name):
+    matrix, x = problem("f32", *MIXED)
+    whole = multiply(name, matrix, x)
+    halved = multiply(name, matrix, x, 2, range(29), GATHERS=1, SCALE=0.5)
+    np.testing.assert_array_equal(halved, whole * np.float32(0.5))
+    found = multiply(name, matrix, x, 2, range(29), GATHERS=1, SCALE=0.5, SOFTCAP=30.0)
+    exact = 30 * np.tanh(halved.astype(np.float64) / 30)
+    # e^-2|z| is within 2e-7 and 4 roundings of z; 1 - e^-2|z| has that as its absolute error.
+    assert (np.abs(found - exact) <= 30 * (2e-7 + 6 * U)).all()
+    assert (np.sign(found) == np.sign(halved)).all()
 
 
 # Prologues.
@@ -264,7 +283,7 @@ def identity(k):
 
 
 def prologues(rows, k):
-    """By number: what a prologue reads, further fields, its result in float64, and how far off a kernel may be."""
+    """What a prologue reads, its fields, its result in float64, and how far off a kernel may be."""
     rng = fresh.rng("prologues", rows, k)
     x = (rng.standard_normal((rows, k)) * rng.uniform(0.01, 10, (rows, 1))).astype(np.float32)
     norm = np.full(-(-k // 16) * 16, np.nan, np.float32)
@@ -273,19 +292,35 @@ def prologues(rows, k):
     normed = x / np.sqrt(mean_square + np.float32(1e-5)) * norm[:k]
     # Half of what k / 16 steps and 4 folds slip from a sum of squares; the root; two products.
     bounds = U * ((k / 16 + 4 + 1) / 2 + 1 + 2) * np.abs(normed)
-    yield 1, x, {"NORM": norm.ctypes.data, "NORM_EPS": 1e-5}, normed, bounds
-    bias = rng.uniform(-2, 2, len(norm)).astype(np.float32)
-    yield 4, x, *layer_norm(x, norm, bias)
+    yield x, {"PROLOGUE": layout.RMS_NORM, "NORM": norm.ctypes.data, "NORM_EPS": 1e-5}, normed, bounds
+    for bias in (rng.uniform(-2, 2, len(norm)).astype(np.float32), None):
+        fields, exact, bounds = layer_norm(x, norm, bias)
+        yield x, {"PROLOGUE": layout.LAYER_NORM, **fields}, exact, bounds
 
     both = (rng.standard_normal((rows, 2 * k)) * 10.0 ** rng.integers(-3, 3, (rows, 2 * k))).astype(np.float32)
-    gate, up = np.split(both.astype(np.float64), 2, axis=1)
-    for kind in (2, 3):
-        z = gate if kind == 2 else 2 * (2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)
-        with np.errstate(over="ignore"):
-            gated = gate / (1 + np.exp(-z)) * up
-        # z takes 5 roundings for GELU, and e^z has |z| times its error; exp is within 2e-7, and 0 from about -87 down.
-        slips = 2e-7 + U * (5 + (5 * np.abs(z) if kind == 3 else 0))
-        yield kind, both, {}, gated, slips * np.abs(gated) + np.exp(-86.9) * np.abs(gate * up)
+    x, up = np.split(both.astype(np.float64), 2, axis=1)
+    for activation, (gate, slips, least) in gates(x).items():
+        for kind, factor in ((layout.GATED, up), (layout.ACTIVATED, 1)):
+            exact = gate * x * factor
+            bounds = slips * np.abs(exact) + least * np.abs(x * factor)
+            halves = both if kind == layout.GATED else both[:, :k]
+            yield halves, {"PROLOGUE": kind, "ACTIVATION": activation}, exact, bounds
+
+
+def gates(x):
+    """What activations multiply x by, in float64; how far off a kernel may be, relatively and at least."""
+    with np.errstate(over="ignore"):
+        gelu = 2 * (2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)
+        exact = np.array([0.5 * math.erfc(-v / 2**0.5) for v in x.flat]).reshape(x.shape)
+        return {
+            # exp is within 2e-7, and 0 from about -87 down.
+            layout.SILU: (1 / (1 + np.exp(-x)), 2e-7 + 6 * U, np.exp(-86.9)),
+            # z takes 5 roundings, and e^z has |z| times its error.
+            layout.GELU_TANH: (1 / (1 + np.exp(-gelu)), 2e-7 + U * (6 + 5 * np.abs(gelu)), np.exp(-86.9)),
+            # The approximation is within 1.5e-7 of erf, that is half of it here; its terms are rounded some ten times.
+            layout.GELU: (exact, 2e-7 + 6 * U, 0.75e-7 + 10 * U),
+            layout.RELU2: (np.maximum(x, 0), 2 * U, 0),
+        }
 
 
 def layer_norm(x, norm, bias):
@@ -297,21 +332,22 @@ def layer_norm(x, norm, bias):
     # k / 16 steps, 4 folds and a division slip from the mean; then each difference is rounded.
     off = U * ((k / 16 + 4 + 1) * np.abs(x).mean(1, dtype=np.float64, keepdims=True) + np.abs(centred))
     of_deviation = U * ((k / 16 + 4 + 1) / 2 + 1) + np.sqrt(np.square(off).mean(1, keepdims=True)) / deviation
-    result = normed + bias[:k]
+    address = bias.ctypes.data if bias is not None else 0
+    result = normed + bias[:k] if bias is not None else normed
     bounds = np.abs(norm[:k]) * off / deviation + np.abs(normed) * (of_deviation + 2 * U) + U * np.abs(result)
-    return {"NORM": norm.ctypes.data, "NORM_EPS": 1e-5, "NORM_BIAS": bias.ctypes.data}, result, bounds
+    return {"NORM": norm.ctypes.data, "NORM_EPS": 1e-5, "NORM_BIAS": address}, result, bounds
 
 
 @pytest.mark.parametrize("name", ISAS)
 @pytest.mark.parametrize(("rows", "k"), [(1, 64), (5, 72), (4, 1), (3, 1000)])
 def test_prologues(name, rows, k):
     """Norms and gates, and in every format the bits of a plain product of what they make."""
-    for kind, x, fields, exact, bound in prologues(rows, k):
-        found = multiply(name, identity(k), x, PROLOGUE=kind, **fields)
+    for x, fields, exact, bound in prologues(rows, k):
+        found = multiply(name, identity(k), x, **fields)
         assert (np.abs(found - exact) <= bound).all()
         for fmt in FORMATS:
             matrix, _ = problem(fmt, rows, 17, k, 0)
-            fused = multiply(name, matrix, x, PROLOGUE=kind, **fields)
+            fused = multiply(name, matrix, x, **fields)
             np.testing.assert_array_equal(fused, multiply(name, matrix, found.copy()))
 
 

@@ -34,6 +34,7 @@ def test_embed(name, fmt, n, k):
     run(name, embed, {
         "WEIGHT": tiles.ctypes.data, "N_BLOCKS": blocks, "N_TILES": n_tiles, "TARGET": out.ctypes.data, "COLS": k,
         "TILE_BYTES": quant.get(fmt).TILE_BYTES, "TARGET_STRIDE": out.strides[0], "TABLE_FORMAT": NUMBERS.index(fmt),
+        "SCALE": 1.0,
     }, {"ROWS": len(tokens), "TOKENS": tokens.ctypes.data})  # fmt: skip
     bound = np.zeros((n, k))
     if fmt == "q4m":
@@ -51,7 +52,8 @@ def test_angles(name):
     positions = np.array([0, 1, 5, 511, 4097, 131_071], np.int32)
     out = np.full((len(positions), 48), np.nan, np.float32)
     run(name, rope_angles, {
-        "TARGET": out.ctypes.data, "TARGET_STRIDE": out.strides[0], "COLS": 20, "ANGLES": frequencies.ctypes.data,
+        "TARGET": out.ctypes.data, "TARGET_STRIDE": out.strides[0], "N_ANGLES": 20, "SCALE": 1.0,
+        "ANGLES": frequencies.ctypes.data,
     }, {"ROWS": len(positions), "POSITIONS": positions.ctypes.data})  # fmt: skip
     angles = (positions.astype(np.float32)[:, None] * frequencies).astype(np.float64)
     assert (np.abs(out[:, :20] - np.cos(angles)) <= 2.0**-24).all()
@@ -76,8 +78,9 @@ def test_rope_and_append(name, head_dim, n_heads, n_kv_heads):
     run(name, rope_append, {
         "N_HEADS": n_heads, "N_KV_HEADS": n_kv_heads, "HEAD_DIM": head_dim, "CAPACITY": capacity,
         "KV_OFFSET": 2 * offset, "V_OFFSET": 2 * (offset + size), "ANGLES": turns.ctypes.data,
-        "ANGLES_STRIDE": turns.strides[0], "QUERIES": turned[0].ctypes.data, "SOURCE_STRIDE": q.strides[0],
-        "KEYS": turned[1].ctypes.data, "VALUES": v.ctypes.data, "TARGET_STRIDE": k.strides[0],
+        "ANGLES_STRIDE": turns.strides[0], "N_ANGLES": half, "QUERIES": turned[0].ctypes.data,
+        "SOURCE_STRIDE": q.strides[0], "KEYS": turned[1].ctypes.data, "VALUES": v.ctypes.data,
+        "TARGET_STRIDE": k.strides[0],
     }, {
         "ROWS": 5, "POSITIONS": positions.ctypes.data, "SLOTS": slots.ctypes.data, "CACHES": addresses.ctypes.data,
     })  # fmt: skip

@@ -19,6 +19,7 @@ def tensors(architecture, config, fmt="f32", seed=0):
 def _tensor(rng, name, shape, fmt):
     if len(shape) == 1:
         return Tensor(name, shape, "f32", pad_vector(rng.uniform(0.5, 1.5, shape).astype(np.float32)))
+    fmt = "f32" if name.rpartition(".")[2] in architectures.FLOAT32 else fmt
     values = (rng.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
     return Tensor(name, shape, fmt, quant.get(fmt).pack(quant.get(fmt).quantize(values)))
 

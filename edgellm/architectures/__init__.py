@@ -28,6 +28,10 @@ from edgellm.errors import UnsupportedError
 from edgellm.ops import Ops, X
 from edgellm.tensor import Weights
 
+FLOAT32 = ("router", "taps")
+"""Last parts of the names of matrices that are small, and stay float32 in every recipe: an expert that is chosen in
+place of another costs more than the bytes."""
+
 
 @dataclass(frozen=True)
 class LayerCache:

@@ -13,6 +13,7 @@ import numpy as np
 from edgellm.architectures import Architecture
 from edgellm.arrays import F32, I32
 from edgellm.errors import BackendError
+from edgellm.footprint import Footprint
 from edgellm.step import Step
 from edgellm.tensor import Tensor
 
@@ -22,6 +23,7 @@ class Backend(Protocol):
 
     MAX_ROWS: int
     """Most rows of one step."""
+    footprint: Footprint
 
     def __init__(
         self,

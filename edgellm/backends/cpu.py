@@ -12,19 +12,40 @@ from edgellm import isa, quant
 from edgellm.architectures import Architecture, LayerCache
 from edgellm.arrays import F32, I32, Array
 from edgellm.cache import Held, Slots
-from edgellm.kernels import Compiler, Kernel, compiler, dots, layout
+from edgellm.footprint import Footprint
+from edgellm.kernels import Body, Compiler, Kernel, compiler, dots, layout
 from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
 from edgellm.kernels.best import best
+from edgellm.kernels.experts import combine, expert_matmul, expert_prepare, route
 from edgellm.kernels.matmul import matmul
 from edgellm.kernels.prepare import prepare
-from edgellm.kernels.rows import FORMATS, embed, rope_angles, rope_append
+from edgellm.kernels.rows import FORMATS, apply, embed, rope_angles, rope_append, short_conv
 from edgellm.kernels.run import run, serve
 from edgellm.kernels.team import Team
-from edgellm.plan import Angles, Attention, Buffer, Embed, Gated, Matmul, Normed, Plan, RopeAppend, record
+from edgellm.plan import (
+    Activated,
+    Angles,
+    Apply,
+    Attention,
+    Buffer,
+    Combine,
+    Embed,
+    ExpertMatmul,
+    Matmul,
+    Normed,
+    Op,
+    Plan,
+    RopeAppend,
+    Route,
+    ShortConv,
+    Source,
+    Turned,
+    record,
+)
 from edgellm.step import Step
 from edgellm.tensor import Tensor
 
-PROLOGUES = {"silu": 2, "gelu_tanh": 3}
+ACTIVATIONS = {"silu": layout.SILU, "gelu": layout.GELU, "gelu_tanh": layout.GELU_TANH, "relu2": layout.RELU2}
 QUANTIZED = ("q4", "q4m", "q8")
 OF_STEP = [cell // layout.CELL for cell in (
     layout.STEP_ROWS, layout.STEP_N_WANTED, layout.STEP_TOKENS, layout.STEP_POSITIONS, layout.STEP_SLOTS,
@@ -36,9 +57,24 @@ WORTH_MORE_KERNELS = 16
 """Rows of a first step that are worth compiling the dot kernels for several rows; until then it is done row by row."""
 
 
-def needed(formats: Iterable[str], most_rows: int) -> list[Kernel]:
-    """The kernels of any model with matrices in these formats, for up to `most_rows` rows at once."""
-    bodies = (run, serve, embed, rope_angles, rope_append, attention, attention_merge, prepare, matmul, best)
+ALWAYS = run, serve, embed, prepare, matmul, best
+OPS: dict[type[Op], tuple[Body, ...]] = {
+    Angles: (rope_angles,),
+    RopeAppend: (rope_append,),
+    Attention: (attention, attention_merge),
+    Apply: (apply,),
+    ShortConv: (short_conv,),
+    Route: (route,),
+    ExpertMatmul: (expert_prepare, expert_matmul),
+    Combine: (combine,),
+}
+"""What is compiled for ops besides ALWAYS."""
+
+
+def needed(formats: Iterable[str], most_rows: int, ops: Iterable[type[Op]] = tuple(OPS)) -> list[Kernel]:
+    """The kernels of any model of these ops with matrices in these formats, for up to `most_rows` rows at once."""
+    wanted = set(ops)
+    bodies: list[Body] = [*ALWAYS, *(body for op, of_op in OPS.items() if op in wanted for body in of_op)]
     rows = sorted({1, min(4, most_rows), most_rows})
     products = [Kernel(getattr(dots, fmt), n) for fmt in sorted(set(formats)) for n in rows]
     return [*(Kernel(body) for body in bodies), *products]
@@ -69,9 +105,15 @@ class Backend(Slots["_Slot"]):
             "PACKED": _address(self._memory.packed),
         })  # fmt: skip
         super().__init__(context_length)
+        self.footprint = Footprint(
+            weights=sum(tensor.data.nbytes for tensor in tensors.values()),
+            cache=_slot_bytes(self._memory.layers),
+            arena=self._memory.n_bytes + self._scratch.nbytes,
+        )
 
     def _needed(self, most_rows: int) -> list[Kernel]:
-        return needed((op.weight.format for op in self._plan.ops if isinstance(op, Matmul)), most_rows)
+        formats = (weight.format for weight in self._plan.matrices())
+        return needed(formats, most_rows, {type(op) for op in self._plan.ops})
 
     def _lower(self, most_rows: int) -> None:
         self._kernels.get(self._needed(most_rows))
@@ -135,7 +177,7 @@ def _cells(count: int, prefix: str, fields: dict[str, Any]) -> Array:
 
 
 class _Layer:
-    """Where the keys and values of an attention layer stand in a slot's memory."""
+    """Where what a layer remembers stands in a slot's memory: keys and values, or what a convolution reads."""
 
     def __init__(self, cache: LayerCache, context_length: int, max_rows: int, offset: int) -> None:
         block = layout.KEY_BLOCK
@@ -145,7 +187,8 @@ class _Layer:
         if self.capacity < context_length:  # a ring holds whole blocks, of which the first may be half forgotten
             self.capacity += block
         self.cache, self.keys = cache, offset
-        self.values = offset + 2 * self.capacity * cache.n_kv_heads * cache.head_dim
+        values = cache.n_kv_heads * cache.head_dim
+        self.values = offset + 2 * self.capacity * (values if cache.n_arrays == 2 else -(-values // 16) * 16)
         self.end = 2 * self.values - offset
 
     @property
@@ -156,8 +199,12 @@ class _Layer:
 class _Slot(Held):
     def __init__(self, layers: list[_Layer]) -> None:
         super().__init__([layer.ring for layer in layers])
-        self._memory = _block(layers[-1].end + 4096)  # so that the last block may be prefetched beyond
+        self._memory = _block(_slot_bytes(layers))
         self.address = _address(self._memory)
+
+
+def _slot_bytes(layers: list[_Layer]) -> int:
+    return layers[-1].end + 4096  # so that the last block may be prefetched beyond
 
 
 class _Memory:
@@ -165,30 +212,52 @@ class _Memory:
 
     def __init__(self, plan: Plan, context_length: int, max_rows: int, n_threads: int) -> None:
         self._arrays: dict[str, tuple[Array, int]] = {}
+        self._addresses: dict[ExpertMatmul, Array] = {}
         for buffer in plan.buffers():
             stride = 64 * -(-buffer.cols // 16)
             if buffer.name not in self._arrays and buffer.name != "logits":
-                self._arrays[buffer.name] = _block(max_rows * stride + 4096), stride
+                self._arrays[buffer.name] = _block(max_rows * buffer.times * stride + 4096), stride
         self.layers: list[_Layer] = []
         for cache in plan.caches:
             start = self.layers[-1].end if self.layers else 0
             self.layers.append(_Layer(cache, context_length, max_rows, start))
-        matmuls = [op for op in plan.ops if isinstance(op, Matmul)]
-        packed = max(packed_bytes(op.weight) for op in matmuls)
-        columns = max(quant.tile_grid(*op.weight.shape)[1] for op in matmuls) * 64
-        self.packed = _block(max_rows * packed)
+        matmuls = plan.matmuls()
+        self.packed = _block(max(max_rows * op.out.times * packed_bytes(_one(op)) for op in matmuls))
+        packed = max(packed_bytes(_one(op)) for op in matmuls)
+        columns = max(-(-cols // 64) * 64 for cols in (
+            *(_one(op).shape[1] for op in matmuls), *(op.out.cols for op in plan.ops if isinstance(op, Apply)),
+        ))  # fmt: skip
         self.scratch_bytes = 2 * (-(-max(4096 + 4 * columns, packed) // 4096) * 4096)
-        n_queries = [op.q.cols for op in plan.ops if isinstance(op, RopeAppend)]
+        attended = [(op.q.cols, self.layers[op.layer]) for op in plan.ops if isinstance(op, Attention)]
         sizes = [
             n_partial_floats(max_rows, cols // layer.cache.head_dim, layer.cache.head_dim, layer.capacity, n_threads)
-            for cols, layer in zip(n_queries, self.layers, strict=True)
+            for cols, layer in attended
         ]
-        self.partials = _block(4 * max(sizes))
+        self.partials = _block(4 * max(sizes, default=0))
+        self.routes = {
+            op: _block(4 * (op.source.cols + 1 + 3 * max_rows * op.n_used)) for op in plan.ops if isinstance(op, Route)
+        }
+
+    @property
+    def n_bytes(self) -> int:
+        arrays = *(array for array, _ in self._arrays.values()), self.packed, self.partials, *self.routes.values()
+        return sum(array.nbytes for array in arrays)
+
+    def addresses(self, op: ExpertMatmul) -> Array:
+        """Of the experts' matrices, int64."""
+        if op not in self._addresses:
+            self._addresses[op] = np.array([weight.data.ctypes.data for weight in op.weights], np.int64)
+        return self._addresses[op]
 
     def place(self, buffer: Buffer) -> tuple[int, int]:
         """Address and bytes between rows."""
         array, stride = self._arrays[buffer.name]
         return _address(array), stride
+
+
+def _one(op: Matmul | ExpertMatmul) -> Tensor:
+    """The matrix, or one of those, which are alike."""
+    return op.weight if isinstance(op, Matmul) else op.weights[0]
 
 
 def packed_bytes(weight: Tensor) -> int:
@@ -225,66 +294,107 @@ class _Lowering:
     def _rows(self) -> Iterator[dict[str, Any]]:
         following = [*self._plan.ops[1:], None]
         for op, after in zip(self._plan.ops, following, strict=True):
-            if isinstance(op, Matmul):
-                yield from self._matmul(op, joined=isinstance(after, Matmul) and after.same_input)
-            elif isinstance(op, Embed):
-                yield self._embed(op)
-            elif isinstance(op, Angles):
-                yield self._angles(op)
-            elif isinstance(op, RopeAppend):
-                yield {**self._rope_append(op), "OP": self._kernels.op(rope_append), "BARRIER": 1}
-            else:
-                yield from self._attention(op)
+            match op:
+                case Matmul():
+                    yield from self._matmul(op, joined=isinstance(after, Matmul) and after.same_input)
+                case Embed():
+                    yield self._embed(op)
+                case Angles():
+                    yield self._angles(op)
+                case Apply():
+                    yield self._apply(op)
+                case RopeAppend():
+                    yield self._rope_append(op)
+                case Attention():
+                    yield from self._attention(op)
+                case ShortConv():
+                    yield self._short_conv(op)
+                case Route():
+                    yield {**self._route(op), **self._read(op.source), "OP": self._kernels.op(route), "BARRIER": 1}
+                case ExpertMatmul():
+                    yield from self._expert_matmul(op)
+                case Combine():
+                    yield self._combine(op)
+
+    def _read(self, source: Source) -> dict[str, Any]:
+        """Where rows come from, and what becomes of them first."""
+        address, stride = self._memory.place(source if isinstance(source, Buffer) else source.x)
+        fields: dict[str, Any] = {"SOURCE": address, "SOURCE_STRIDE": stride}
+        if isinstance(source, Normed):
+            fields["PROLOGUE"] = layout.LAYER_NORM if source.centred else layout.RMS_NORM
+            fields |= {"NORM": _vector(source.weight), "NORM_EPS": float(source.eps)}
+            fields["NORM_BIAS"] = _vector(source.bias)
+        elif isinstance(source, Activated):
+            fields["PROLOGUE"] = layout.GATED if source.gates else layout.ACTIVATED
+            fields["ACTIVATION"] = ACTIVATIONS[source.activation]
+        return fields
+
+    def _write(self, out: Buffer, adds: float = 0.0) -> dict[str, Any]:
+        address, stride = self._memory.place(out)
+        return {"TARGET": address, "TARGET_STRIDE": stride, "ADDS": float(adds)}
 
     def _embed(self, op: Embed) -> dict[str, Any]:
-        address, stride = self._memory.place(op.out)
         return {
-            **_matrix(op.table), "OP": self._kernels.op(embed), "BARRIER": 1, "TARGET": address,
-            "TARGET_STRIDE": stride, "COLS": op.table.shape[1], "TABLE_FORMAT": FORMATS.index(op.table.format),
+            **_matrix(op.table), **self._write(op.out, adds=op.by_position), "OP": self._kernels.op(embed),
+            "BARRIER": 1, "SCALE": float(op.scale), "COLS": op.table.shape[1],
+            "TABLE_FORMAT": FORMATS.index(op.table.format),
         }  # fmt: skip
 
     def _angles(self, op: Angles) -> dict[str, Any]:
-        address, stride = self._memory.place(op.out)
         return {
-            "OP": self._kernels.op(rope_angles), "BARRIER": 1, "TARGET": address, "TARGET_STRIDE": stride,
-            "COLS": len(op.frequencies), "ANGLES": op.frequencies.ctypes.data,
+            **self._write(op.out), "OP": self._kernels.op(rope_angles), "BARRIER": 1, "SCALE": float(op.scale),
+            "N_ANGLES": len(op.frequencies), "ANGLES": op.frequencies.ctypes.data,
+        }  # fmt: skip
+
+    def _apply(self, op: Apply) -> dict[str, Any]:
+        parts = op.source.x.cols // op.source.weight.shape[0] if isinstance(op.source, Normed) else 1
+        cols = op.out.cols // parts
+        return {
+            **self._read(op.source), **self._write(op.out, op.adds), "OP": self._kernels.op(apply), "BARRIER": 1,
+            "COLS": cols, "N_TILES": -(-cols // 64), "N_HEADS": parts,
         }  # fmt: skip
 
     def _matmul(self, op: Matmul, joined: bool) -> Iterator[dict[str, Any]]:
-        source = op.source if isinstance(op.source, Buffer) else op.source.x
-        body = getattr(dots, op.weight.format)
-        fields: dict[str, Any] = {
-            **_matrix(op.weight), "COLS": op.weight.shape[1], "CODE_BYTES": code_bytes(op.weight), "ADDS": op.adds,
-            "ROWS_N": self._most_rows,
-             "GATHERS": op.logits, "SAME_INPUT": op.same_input, "PAIR": op.weight.pair,
+        fields = {
+            **self._product(op.weight, op.source), "GATHERS": op.logits, "SAME_INPUT": op.same_input,
+            "BIAS": _vector(op.bias),
         }  # fmt: skip
-        fields["SOURCE"], fields["SOURCE_STRIDE"] = self._memory.place(source)
-        if isinstance(op.source, Normed):
-            fields |= {"PROLOGUE": 1, "NORM": op.source.weight.data.ctypes.data, "NORM_EPS": float(op.source.eps)}
-            if op.source.bias:
-                fields |= {"PROLOGUE": 4, "NORM_BIAS": op.source.bias.data.ctypes.data}
-        elif isinstance(op.source, Gated):
-            fields["PROLOGUE"] = PROLOGUES[op.source.activation]
         if op.logits:
             fields |= {"TARGET_STRIDE": 64 * fields["N_BLOCKS"], "VOCAB_SIZE": op.weight.shape[0]}
             fields["LOGITS_OP"] = self._kernels.op(matmul)
+            if op.scale != 1 or op.softcap:
+                fields |= {"SCALE": float(op.scale), "SOFTCAP": float(op.softcap)}
         else:
-            fields["TARGET"], fields["TARGET_STRIDE"] = self._memory.place(op.out)
-        for name, n in (("1", 1), ("4", 4), ("N", self._most_rows)):
-            if n <= self._most_rows:
-                fields[f"DOT_{name}"] = self._kernels.dot(body, n)
+            fields |= self._write(op.out, op.adds)
         if not op.same_input:
             yield {**fields, "OP": self._kernels.op(prepare), "BARRIER": 2}
         yield {**fields, "OP": self._kernels.op(best if op.logits else matmul), "BARRIER": 0 if joined else 1}
 
-    def _rope_append(self, op: RopeAppend) -> dict[str, Any]:
-        layer = self._memory.layers[op.layer]
-        places = (self._memory.place(buffer) for buffer in (op.q, op.k, op.v, op.angles.out))
-        (q, q_stride), (k, k_stride), (v, _), (angles, angles_stride) = places
+    def _product(self, weight: Tensor, source: Source) -> dict[str, Any]:
+        """What matmuls have in common."""
+        body = getattr(dots, weight.format)
+        kernels = {
+            f"DOT_{name}": self._kernels.dot(body, n)
+            for name, n in (("1", 1), ("4", 4), ("N", self._most_rows))
+            if n <= self._most_rows
+        }
         return {
-            **self._heads(op.q, layer), "QUERIES": q, "SOURCE_STRIDE": q_stride, "KEYS": k, "TARGET_STRIDE": k_stride,
-            "VALUES": v, "ANGLES": angles, "ANGLES_STRIDE": angles_stride,
+            **_matrix(weight), **self._read(source), **kernels, "COLS": weight.shape[1], "PAIR": weight.pair,
+            "CODE_BYTES": code_bytes(weight), "ROWS_N": self._most_rows,
         }  # fmt: skip
+
+    def _rope_append(self, op: RopeAppend) -> dict[str, Any]:
+        (q, q_stride), (k, k_stride) = self._memory.place(op.q.x), self._memory.place(op.k.x)
+        fields = {
+            **self._heads(op.q.x, self._memory.layers[op.layer]), "OP": self._kernels.op(rope_append), "BARRIER": 1,
+            "QUERIES": q, "SOURCE_STRIDE": q_stride, "KEYS": k, "TARGET_STRIDE": k_stride,
+            "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q_NORM", "NORM_EPS"),
+            **_head_norm(op.k, "K_NORM", "K_NORM_EPS"),
+        }  # fmt: skip
+        if op.angles:
+            fields["ANGLES"], fields["ANGLES_STRIDE"] = self._memory.place(op.angles.out)
+            fields["N_ANGLES"] = len(op.angles.frequencies)
+        return fields
 
     def _heads(self, q: Buffer, layer: _Layer) -> dict[str, Any]:
         return {
@@ -298,10 +408,48 @@ class _Lowering:
         fields = {
             **self._heads(op.q, layer), "QUERIES": self._memory.place(op.q)[0], "OUT": self._memory.place(op.out)[0],
             "SOURCE_STRIDE": self._memory.place(op.q)[1], "TARGET_STRIDE": self._memory.place(op.out)[1],
-            "PARTIALS": _address(self._memory.partials), "SCALE": float(op.scale), "BARRIER": 1,
+            "PARTIALS": _address(self._memory.partials), "SCALE": float(op.scale), "SOFTCAP": float(op.softcap),
+            "BARRIER": 1,
         }  # fmt: skip
         yield {**fields, "OP": self._kernels.op(attention)}
         yield {**fields, "OP": self._kernels.op(attention_merge)}
+
+    def _short_conv(self, op: ShortConv) -> dict[str, Any]:
+        layer = self._memory.layers[op.layer]
+        return {
+            **self._read(op.source), **self._write(op.out), "OP": self._kernels.op(short_conv), "BARRIER": 1,
+            "COLS": op.weight.shape[0], "N_TAPS": op.weight.shape[1], "NORM": op.weight.data.ctypes.data,
+            "TILE_BYTES": quant.get(op.weight.format).TILE_BYTES, "CAPACITY": layer.capacity, "KV_OFFSET": layer.keys,
+        }  # fmt: skip
+
+    def _route(self, op: Route) -> dict[str, Any]:
+        return {
+            "ROUTES": _address(self._memory.routes[op]), "N_EXPERTS": op.source.cols, "N_USED": op.n_used,
+            "NORMALIZES": op.normalize,
+        }  # fmt: skip
+
+    def _expert_matmul(self, op: ExpertMatmul) -> Iterator[dict[str, Any]]:
+        source = op.source if isinstance(op.source, Buffer) else op.source.x
+        fields = {
+            **self._product(op.weights[0], op.source), **self._write(op.out), **self._route(op.route), "BARRIER": 1,
+            "WEIGHT": _address(self._memory.addresses(op)), "SPREADS": source.times == 1,
+        }  # fmt: skip
+        yield {**fields, "OP": self._kernels.op(expert_prepare)}
+        yield {**fields, "OP": self._kernels.op(expert_matmul)}
+
+    def _combine(self, op: Combine) -> dict[str, Any]:
+        return {
+            **self._route(op.route), **self._read(op.source), **self._write(op.out, op.adds), "COLS": op.out.cols,
+            "OP": self._kernels.op(combine), "BARRIER": 1,
+        }  # fmt: skip
+
+
+def _head_norm(heads: Turned, weight: str, eps: str) -> dict[str, Any]:
+    return {weight: _vector(heads.norm.weight), eps: float(heads.norm.eps)} if heads.norm else {}
+
+
+def _vector(tensor: Tensor | None) -> int:
+    return int(tensor.data.ctypes.data) if tensor else 0
 
 
 def _matrix(weight: Tensor) -> dict[str, int]:

@@ -16,7 +16,8 @@ from edgellm import quant
 from edgellm.architectures import Architecture
 from edgellm.arrays import F32, I32, Array
 from edgellm.backends import best_tokens
-from edgellm.cache import SlotCache, Slots
+from edgellm.cache import SlotCache, Slots, ring_shape
+from edgellm.footprint import Footprint
 from edgellm.ops import Activation
 from edgellm.step import Step
 from edgellm.tensor import Tensor, Weights
@@ -41,6 +42,14 @@ class Backend(Slots[SlotCache]):
         super().__init__(context_length)
         self._layers = architecture.caches(config)
         self._dense: dict[str, F32] = {}
+        self.footprint = Footprint(
+            weights=4 * sum(math.prod(tensor.shape) for tensor in tensors.values()),
+            cache=sum(
+                4 * layer.n_arrays * math.prod(ring_shape(layer, context_length, self.MAX_ROWS))
+                for layer in self._layers
+            ),
+            arena=0,
+        )
 
     def _new_slot(self) -> SlotCache:
         return SlotCache(self._layers, self._context_length, self.MAX_ROWS)

@@ -26,6 +26,7 @@ from edgellm.kernels.layout import (
     PARTIALS,
     QUERIES,
     SCALE,
+    SOFTCAP,
     SOURCE_STRIDE,
     STEP_CACHES,
     STEP_POSITIONS,
@@ -35,6 +36,7 @@ from edgellm.kernels.layout import (
     V_OFFSET,
     WINDOW,
 )  # fmt: skip
+from edgellm.kernels.prepare import capped
 from edgellm.kernels.primitives import (
     add,
     div,
@@ -210,12 +212,12 @@ def weigh_1(values: int, ahead: int, head_dim: int, begin: int, end: int, query:
         store_f32(acc + 4 * d, s)
 
 
-def softmax(query: int, begin: int, end: int, scale: float, head_dim: int) -> None:
+def softmax(query: int, begin: int, end: int, scale: float, softcap: float, head_dim: int) -> None:
     """Turn the scores of keys begin..end of a block into weights, and start the partial with their max and sum."""
     partial, scores, hidden = get_i64(query + PARTIAL), query + SCORES, fill(HIDDEN)
     highest = fill(LOWEST)
     for key in range(begin // 16 * 16, end, 16):
-        x = mul(load_f32(scores + 4 * key), fill(scale))
+        x = capped(mul(load_f32(scores + 4 * key), fill(scale)), softcap)
         # What stands beyond the keys that are seen may be anything, NaN too.
         x = first(begin - key, hidden, first(end - key, x, hidden))
         store_f32(scores + 4 * key, x)
@@ -231,13 +233,15 @@ def softmax(query: int, begin: int, end: int, scale: float, head_dim: int) -> No
         store_f32(partial + ACC + 4 * d, zero())
 
 
-def attend_1(query: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float) -> None:
+def attend_1(
+    query: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float, softcap: float
+) -> None:
     """The partial of one query for a block of keys."""
     begin, end = seen_in(query, block), end_in(query, block)
     if begin < end:
         for key in range(begin // 16 * 16, end, 16):
             score_1(keys + 2 * key * head_dim, ahead, head_dim, query, query + SCORES + 4 * key)
-        softmax(query, begin, end, scale, head_dim)
+        softmax(query, begin, end, scale, softcap, head_dim)
         weigh_1(values, ahead, head_dim, begin, end, query)
 
 
@@ -252,8 +256,9 @@ def end_in(query: int, block: int) -> int:
 
 
 def attend_4(
-    query: int, stride: int, n: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float
-) -> None:
+    query: int, stride: int, n: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float,
+    softcap: float,
+) -> None:  # fmt: skip
     """The partials of n <= 4 queries of ascending positions for a block of keys."""
     last = query + (n - 1) * stride
     begin, end = seen_in(query, block), end_in(last, block)
@@ -266,7 +271,7 @@ def attend_4(
         one = query + i * stride
         own, own_end = seen_in(one, block), end_in(one, block)
         if own < own_end:
-            softmax(one, own, own_end, scale, head_dim)
+            softmax(one, own, own_end, scale, softcap, head_dim)
             weigh_1(values, ahead, head_dim, own, min(shared, own_end), one)
     if shared < shared_end:
         weigh_4(values, ahead, head_dim, shared, shared_end, query, stride)
@@ -318,7 +323,7 @@ def attend_task(
 
     Queries stand in `kept`, padded to four with copies of the last one.
     """
-    head_dim, scale = get_i64(record + HEAD_DIM), get_f32(record + SCALE)
+    head_dim, scale, softcap = get_i64(record + HEAD_DIM), get_f32(record + SCALE), get_f32(record + SOFTCAP)
     n = end - begin
     padded = 1 if n == 1 else (n + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE * QUERIES_AT_ONCE
     stride = query_bytes(head_dim)
@@ -331,11 +336,11 @@ def attend_task(
             for i in range(n):
                 aim_partial(record, step, kept + i * stride, row, kv_head, begin + i, block, n_threads)
         if padded == 1:
-            attend_1(kept, block, keys, values, ahead, head_dim, scale)
+            attend_1(kept, block, keys, values, ahead, head_dim, scale, softcap)
         else:
             for i in range(0, padded, QUERIES_AT_ONCE):
                 four = min(n - i, QUERIES_AT_ONCE)
-                attend_4(kept + i * stride, stride, four, block, keys, values, ahead, head_dim, scale)
+                attend_4(kept + i * stride, stride, four, block, keys, values, ahead, head_dim, scale, softcap)
         if not split:
             for i in range(n):
                 query = kept + i * stride

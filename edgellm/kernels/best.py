@@ -17,8 +17,9 @@ from edgellm.kernels.layout import (
     STEP_SCRATCH,
     STEP_SCRATCH_BYTES,
     VOCAB_SIZE,
+    WEIGHT,
 )  # fmt: skip
-from edgellm.kernels.matmul import fetches, multiply, prepared
+from edgellm.kernels.matmul import block_bytes, fetches, multiply, prepared
 from edgellm.kernels.prepare import packed_bytes, rows_together
 from edgellm.kernels.primitives import (
     call_op,
@@ -51,9 +52,10 @@ def best(record: int, step: int, thread: int, n_threads: int) -> None:
     first_block, end = n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads
     for block in range(first_block, end):
         ahead, row = fetches(record, block, end, thread, n_threads), 0
+        weight = get_i64(record + WEIGHT) + block * block_bytes(record)
         while row < rows:
             count = rows_together(rows - row, get_i64(record + ROWS_N))
-            multiply(record, block, ahead, packed + row * packed_bytes(record), count, outputs)
+            multiply(record, weight, ahead, packed + row * packed_bytes(record), count, outputs)
             for i in range(count):
                 keep_better(found + PAIR_BYTES * (row + i), outputs + 64 * i, 16 * block, get_i64(record + VOCAB_SIZE))
             row += count

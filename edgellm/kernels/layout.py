@@ -7,6 +7,7 @@ Caches. A slot has one piece of memory. In it each layer has float16 keys, then 
 each, a multiple of KEY_BLOCK; position p stands at p % capacity. For each key/value head in turn
     keys    [capacity / 16][head_dim][16]
     values  [capacity][head_dim]
+A convolution's layer has float32 [capacity][channels] in the same place.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ KEY_BLOCK = 128
 """Keys that are attended to together, from multiples of it on. Part of the numerics: see attention."""
 
 CELL = 8
-RECORD_CELLS = 45
+RECORD_CELLS = 64
 
 # Every record.
 OP, BARRIER, NEXT_WEIGHT, NEXT_BLOCKS, NEXT_BLOCK_BYTES = (CELL * i for i in range(5))
@@ -28,9 +29,9 @@ next matmul, or after the last of the next step's first; see fetch."""
     SOURCE, SOURCE_STRIDE, COLS, NORM, NORM_EPS, CODE_BYTES, TARGET, TARGET_STRIDE, TABLE_FORMAT, ANGLES,
     ANGLES_STRIDE, KEYS, VALUES,
 ) = (CELL * (5 + i) for i in range(26))  # fmt: skip
-"""ROWS_N are the rows that DOT_N takes, or 1 where there is no other kernel than DOT_1. PROLOGUE is 0 for rows as they
-are, 1 for RMSNorm, 2 for SiLU(first half) * second half, 3 for GELU's, 4 for LayerNorm. GATHERS: only the step's wanted
-rows. CODE_BYTES: 1 for int8 activations, 4 for float32."""
+"""ROWS_N are the rows that DOT_N takes, or 1 where there is no other kernel than DOT_1. ADDS: 0, or what outputs are
+multiplied by (float32) and added. PROLOGUE: what becomes of a row first. GATHERS: only the step's wanted rows.
+CODE_BYTES: 1 for int8 activations, 4 for float32."""
 
 # Attention.
 (
@@ -40,8 +41,18 @@ rows. CODE_BYTES: 1 for int8 activations, 4 for float32."""
 # The head, besides a matmul's: see best.
 LOGITS_OP, VOCAB_SIZE = (CELL * (42 + i) for i in range(2))
 
-# A layer norm's bias.
-NORM_BIAS = CELL * 44
+# What an op may have besides, 0 if it has not. Of a head, SCALE is what logits are multiplied by, 0 for 1.
+NORM_BIAS, BIAS, ACTIVATION, SOFTCAP, Q_NORM, K_NORM, K_NORM_EPS, N_ANGLES = (CELL * (44 + i) for i in range(8))
+
+# Experts: see experts. WEIGHT is the address of their matrices' addresses.
+ROUTES, N_EXPERTS, N_USED, NORMALIZES, SPREADS = (CELL * (52 + i) for i in range(5))
+
+# A convolution: NORM is its matrix.
+N_TAPS = CELL * 57
+
+# Values of PROLOGUE and ACTIVATION.
+PLAIN, RMS_NORM, LAYER_NORM, GATED, ACTIVATED = range(5)
+SILU, GELU, GELU_TANH, RELU2 = range(4)
 
 # A step.
 STEP_ROWS, STEP_TOKENS, STEP_POSITIONS, STEP_SLOTS, STEP_CACHES, STEP_WANTED, STEP_N_WANTED = (

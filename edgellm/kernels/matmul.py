@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgellm.kernels.fetch import FARTHEST, next_slice
 from edgellm.kernels.layout import (
     ADDS,
+    BIAS,
     DOT_1,
     DOT_4,
     DOT_N,
@@ -14,6 +15,8 @@ from edgellm.kernels.layout import (
     PAIR,
     ROWS_N,
     SAME_INPUT,
+    SCALE,
+    SOFTCAP,
     STEP_LOGITS,
     STEP_PACKED,
     STEP_SCRATCH,
@@ -23,8 +26,8 @@ from edgellm.kernels.layout import (
     TILE_BYTES,
     WEIGHT,
 )  # fmt: skip
-from edgellm.kernels.prepare import packed_bytes, prepare_rows, rows_of, rows_together
-from edgellm.kernels.primitives import add, call_dot, get_i64, load_f32, store_f32
+from edgellm.kernels.prepare import capped, packed_bytes, prepare_rows, rows_of, rows_together
+from edgellm.kernels.primitives import add, call_dot, fill, get_f32, get_i64, load_f32, mul, store_f32
 
 BLOCKS_TOGETHER, ROWS_TOGETHER = 8, 64
 """Weights are read from memory once, and some of them with some rows from the caches until all have met. The number of
@@ -38,23 +41,28 @@ def matmul(record: int, step: int, thread: int, n_threads: int) -> None:
     packed = prepared(record, step, thread, rows)
     target = get_i64(step + STEP_LOGITS) if get_i64(record + GATHERS) else get_i64(record + TARGET)
     start, end = n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads
+    weight, size = get_i64(record + WEIGHT), block_bytes(record)
     for first in range(start, end, BLOCKS_TOGETHER):
         for row in range(0, rows, ROWS_TOGETHER):
             last_row = min(row + ROWS_TOGETHER, rows)
             for block in range(first, min(first + BLOCKS_TOGETHER, end)):
                 ahead = fetches(record, block, end, thread, n_threads)
-                block_times_rows(record, target, block, ahead, row, last_row, packed, outputs)
+                block_times_rows(record, weight + block * size, target, block, ahead, row, last_row, packed, outputs)
 
 
 def block_times_rows(
-    record: int, target: int, block: int, ahead: int, row: int, end: int, packed: int, outputs: int
+    record: int, weight: int, target: int, block: int, ahead: int, row: int, end: int, packed: int, outputs: int
 ) -> None:
     """16 outputs of rows row..end."""
     while row < end:
         count = rows_together(end - row, get_i64(record + ROWS_N))
-        multiply(record, block, ahead, packed + row * packed_bytes(record), count, outputs)
+        multiply(record, weight, ahead, packed + row * packed_bytes(record), count, outputs)
         store_outputs(record, target, block, row, count, outputs)
         row += count
+
+
+def block_bytes(record: int) -> int:
+    return get_i64(record + N_TILES) * get_i64(record + TILE_BYTES)
 
 
 def prepared(record: int, step: int, thread: int, rows: int) -> int:
@@ -70,17 +78,19 @@ def prepared(record: int, step: int, thread: int, rows: int) -> int:
 
 def fetches(record: int, block: int, end: int, thread: int, n_threads: int) -> int:
     """How far from the weights of a block stand those that the thread reads after it."""
-    size = get_i64(record + N_TILES) * get_i64(record + TILE_BYTES)
+    size = block_bytes(record)
     if block + 1 < end:
         return min(size, FARTHEST)
     return next_slice(record, thread, n_threads) - (get_i64(record + WEIGHT) + block * size)
 
 
-def multiply(record: int, block: int, ahead: int, codes: int, count: int, outputs: int) -> None:
-    """A block times `count` rows: [row][16] float32."""
-    n_tiles = get_i64(record + N_TILES)
-    weight = get_i64(record + WEIGHT) + block * n_tiles * get_i64(record + TILE_BYTES)
-    call_dot(kernel(record, count), weight, ahead, n_tiles, codes, outputs)
+def multiply(record: int, weight: int, ahead: int, codes: int, count: int, outputs: int) -> None:
+    """A block of weights times `count` rows: [row][16] float32."""
+    call_dot(kernel(record, count), weight, ahead, get_i64(record + N_TILES), codes, outputs)
+    if get_i64(record + GATHERS) and get_f32(record + SCALE) != 0:
+        for i in range(count):
+            logits = mul(load_f32(outputs + 64 * i), fill(get_f32(record + SCALE)))
+            store_f32(outputs + 64 * i, capped(logits, get_f32(record + SOFTCAP)))
 
 
 def kernel(record: int, count: int) -> int:
@@ -91,12 +101,15 @@ def kernel(record: int, count: int) -> int:
 
 def store_outputs(record: int, target: int, block: int, row: int, count: int, outputs: int) -> None:
     """Write or add the block's 16 outputs of each row."""
-    stride = get_i64(record + TARGET_STRIDE)
-    at = target + row * stride + 64 * block_place(block, get_i64(record + PAIR))
+    stride, adds, bias = get_i64(record + TARGET_STRIDE), get_f32(record + ADDS), get_i64(record + BIAS)
+    place = 64 * block_place(block, get_i64(record + PAIR))
+    at = target + row * stride + place
     for i in range(count):
         y = load_f32(outputs + 64 * i)
-        if get_i64(record + ADDS):
-            y = add(load_f32(at), y)
+        if bias:
+            y = add(y, load_f32(bias + place))
+        if adds != 0:
+            y = add(load_f32(at), mul(y, fill(adds)))
         store_f32(at, y)
         at += stride
 

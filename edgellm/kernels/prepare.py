@@ -1,4 +1,4 @@
-"""A matmul's prologue: rows of activations, normed or gated, become int8 codes with a scale for 16 (or stay float32).
+"""A matmul's prologue: rows, normed or activated, become int8 codes with a scale for 16 (or stay float32).
 
 Rows that a dot kernel takes together are interleaved, as dots.py says. What is computed for a row does not depend on
 the other rows, nor on the thread.
@@ -10,17 +10,28 @@ import math
 from typing import Any
 
 from edgellm.kernels.layout import (
+    ACTIVATION,
     CODE_BYTES,
     COLS,
+    GATED,
     GATHERS,
+    GELU,
+    GELU_TANH,
+    LAYER_NORM,
+    N_EXPERTS,
     N_TILES,
     NORM,
     NORM_BIAS,
     NORM_EPS,
+    PLAIN,
     PROLOGUE,
+    RELU2,
+    RMS_NORM,
+    ROUTES,
     ROWS_N,
     SOURCE,
     SOURCE_STRIDE,
+    SPREADS,
     STEP_N_WANTED,
     STEP_PACKED,
     STEP_ROWS,
@@ -43,6 +54,7 @@ from edgellm.kernels.primitives import (
     lanes_largest,
     lanes_sum,
     load_f32,
+    maximum,
     mul,
     set_f32,
     set_i32,
@@ -94,9 +106,7 @@ def prepare_rows(record: int, step: int, thread: int, row: int, count: int, pack
     """`count` rows from `row` on, interleaved, to `packed`."""
     buffer = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES) + 4096
     for i in range(count):
-        source = row + i
-        if get_i64(record + GATHERS):
-            source = int(get_i32(get_i64(step + STEP_WANTED) + 4 * source))
+        source = source_row(record, step, row + i)
         transform(record, get_i64(record + SOURCE) + source * get_i64(record + SOURCE_STRIDE), buffer)
         if get_i64(record + CODE_BYTES) == 1:
             quantize(buffer, get_i64(record + N_TILES), packed, i, count)
@@ -105,53 +115,87 @@ def prepare_rows(record: int, step: int, thread: int, row: int, count: int, pack
                 set_f32(packed + 4 * (column * count + i), get_f32(buffer + 4 * column))
 
 
+def source_row(record: int, step: int, row: int) -> int:
+    """Which row of the source an op's row is made of: of those that are wanted, or that experts share."""
+    if get_i64(record + GATHERS):
+        return int(get_i32(get_i64(step + STEP_WANTED) + 4 * row))
+    if get_i64(record + SPREADS):
+        return int(get_i32(get_i64(record + ROUTES) + 4 * (get_i64(record + N_EXPERTS) + 1 + row)))
+    return row
+
+
 def transform(record: int, source: int, target: int) -> None:
     """A row as the matrix wants it: float32, zeros up to a whole tile."""
     cols, kind = get_i64(record + COLS), get_i64(record + PROLOGUE)
-    centre = fill(mean(record, source)) if kind == 4 else zero()
-    factor = fill(inverse_rms(record, source, centre)) if kind == 1 or kind == 4 else zero()
+    centre = fill(mean(cols, source)) if kind == LAYER_NORM else zero()
+    norms = kind in (RMS_NORM, LAYER_NORM)
+    factor = fill(inverse_rms(cols, source, centre, get_f32(record + NORM_EPS))) if norms else zero()
     for column in range(0, 64 * get_i64(record + N_TILES), 16):
         x = zero()
         if column < cols:
-            at = source + 4 * column
-            if kind == 0:
-                x = load_f32(at)
-            elif kind == 1:
-                x = mul(mul(load_f32(at), factor), load_f32(get_i64(record + NORM) + 4 * column))
-            elif kind == 4:
-                x = mul(mul(sub(load_f32(at), centre), factor), load_f32(get_i64(record + NORM) + 4 * column))
-                x = add(x, load_f32(get_i64(record + NORM_BIAS) + 4 * column))
-            else:
-                x = mul(gated(load_f32(at), kind), load_f32(at + 4 * cols))
+            x = load_f32(source + 4 * column)
+            if norms:
+                x = mul(mul(sub(x, centre), factor), load_f32(get_i64(record + NORM) + 4 * column))
+                if get_i64(record + NORM_BIAS):
+                    x = add(x, load_f32(get_i64(record + NORM_BIAS) + 4 * column))
+            elif kind != PLAIN:
+                x = mul(x, gate(x, get_i64(record + ACTIVATION)))
+                if kind == GATED:
+                    x = mul(x, load_f32(source + 4 * (cols + column)))
             x = first(cols - column, x, zero())
         store_f32(target + 4 * column, x)
 
 
-def mean(record: int, source: int) -> Any:
-    cols, sums = get_i64(record + COLS), zero()
+def mean(cols: int, source: int) -> Any:
+    sums = zero()
     for column in range(0, cols, 16):
         sums = add(sums, first(cols - column, load_f32(source + 4 * column), zero()))
     return lanes_sum(sums) / cols
 
 
-def inverse_rms(record: int, source: int, centre: Any) -> float:
+def inverse_rms(cols: int, source: int, centre: Any, eps: float) -> float:
     """1 / sqrt(mean square + eps) of a row less its centre."""
-    cols, squares = get_i64(record + COLS), zero()
+    squares = zero()
     for column in range(0, cols, 16):
         x = first(cols - column, sub(load_f32(source + 4 * column), centre), zero())
         squares = fma(x, x, squares)
-    return 1.0 / math.sqrt(lanes_sum(squares) / cols + get_f32(record + NORM_EPS))
+    return 1.0 / math.sqrt(lanes_sum(squares) / cols + eps)
 
 
-def gated(x: Any, kind: int) -> Any:
-    """SiLU, or GELU by tanh: x * sigmoid(z), with z = x or 2 sqrt(2 / pi) (x + 0.044715 x^3)."""
-    z = x
-    if kind == 3:
-        z = mul(x, fma(mul(x, x), fill(0.0713548162726), fill(1.59576912161)))
-    # exp is for what is not positive: sigmoid(z) = 1 / (1 + e^-|z|), or 1 less that.
-    tail = exp(sub(zero(), absolute(z)))
-    small = div(tail, add(tail, fill(1.0)))
-    return mul(x, where_positive(z, sub(fill(1.0), small), small))
+def gate(x: Any, activation: int) -> Any:
+    """What an activation multiplies x by: from 0 to 1, but for squared ReLU."""
+    if activation == RELU2:
+        return maximum(x, zero())
+    size = absolute(x)
+    # Of a symmetric gate, the smaller side: exp is for what is not positive.
+    if activation == GELU:
+        small = normal_tail(size)
+    else:
+        z = size
+        if activation == GELU_TANH:  # tanh is sigmoid(2 z)
+            z = mul(size, fma(mul(size, size), fill(0.0713548162726), fill(1.59576912161)))
+        tail = exp(sub(zero(), z))
+        small = div(tail, add(tail, fill(1.0)))
+    return where_positive(x, sub(fill(1.0), small), small)
+
+
+def capped(x: Any, softcap: float) -> Any:
+    """softcap * tanh(x / softcap), or x for a softcap of 0."""
+    if softcap == 0:
+        return x
+    tail = exp(mul(absolute(x), fill(-2.0 / softcap)))
+    y = mul(div(sub(fill(1.0), tail), add(fill(1.0), tail)), fill(softcap))
+    return where_positive(x, y, sub(zero(), y))
+
+
+def normal_tail(x: Any) -> Any:
+    """P(normal > x) for x >= 0, within 1e-7 (Abramowitz and Stegun, 7.1.26)."""
+    t = div(fill(1.0), fma(x, fill(0.2316418882), fill(1.0)))
+    p = fma(t, fill(1.061405429), fill(-1.453152027))
+    p = fma(p, t, fill(1.421413741))
+    p = fma(p, t, fill(-0.284496736))
+    p = mul(mul(fma(p, t, fill(0.254829592)), t), fill(0.5))
+    return mul(p, exp(mul(mul(x, x), fill(-0.5))))
 
 
 def quantize(buffer: int, n_tiles: int, packed: int, row: int, count: int) -> None:

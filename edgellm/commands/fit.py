@@ -1,0 +1,79 @@
+"""edgellm fit"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from edgellm.options import json_option, runtime_options, size_text
+
+LARGEST = 256_000_000
+"""Bytes that are read to measure: no cache holds as much, so more takes as long for each."""
+
+
+@click.command()
+@click.argument("model")
+@runtime_options
+@json_option
+def command(model: str, ctx: int | None, threads: int | None, backend: str | None, as_json: bool) -> None:
+    """Tell whether MODEL fits into this machine's memory, and how fast it can decode at most.
+
+    Exits with 11 if a full context does not fit, as loading it would.
+    """
+    from edgellm import backends, store
+    from edgellm.api import allowed_context
+    from edgellm.footprint import available_memory
+    from edgellm.loading import open_model
+
+    loaded = open_model(store.resolve(model))
+    name, context = backend or backends.best(), allowed_context(ctx, loaded.config.context_length)
+    made = backends.get(name)(loaded.architecture, loaded.config, loaded.file.tensors, context, threads)
+    footprint, available = made.footprint, available_memory()
+    made.close()
+    facts: dict[str, Any] = {
+        "model": loaded.file.info.name, "backend": name, "context": context, **asdict(footprint),
+        "total": footprint.total, "available": available,
+    }  # fmt: skip
+    if name == "cpu":
+        facts |= _decoding(loaded, footprint.cache, threads)
+    click.echo(json.dumps(facts) if as_json else "\n".join(_lines(facts)))
+    footprint.check(available, context)
+
+
+def _decoding(loaded: Any, cache: int, threads: int | None) -> dict[str, float]:
+    """Bytes that a token reads, how fast this machine reads them, and what follows."""
+    from edgellm.kernels.bandwidth import Threads, read_rate
+    from edgellm.kernels.team import physical_cores
+    from edgellm.plan import record
+
+    n_bytes = record(loaded.architecture, loaded.config, loaded.file.tensors).bytes_read()
+    rate = read_rate(min(n_bytes, LARGEST), Threads(threads or physical_cores()))
+    return {
+        "bytes_per_token": n_bytes, "bytes_per_second": rate, "most_tokens_per_second": rate / n_bytes,
+        "most_tokens_per_second_at_full_context": rate / (n_bytes + cache),
+    }  # fmt: skip
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    weights = facts["weights"] <= (facts["available"] or facts["weights"])
+    notes = {
+        "weights": "mapped from the file" if facts["backend"] == "cpu" else "dequantized",
+        "cache": f"what {facts['context']} tokens leave, taken as they come",
+        "arena": "what ops leave for each other",
+        "total": "" if weights else "more than is free: weights will be read again from disk, slowly",
+    }
+    lines = [f"{facts['model']}, backend {facts['backend']}, a context of {facts['context']} tokens"]
+    lines += [f"{part:<12}{size_text(facts[part]):>12}  {note}".rstrip() for part, note in notes.items()]
+    if facts["available"] is not None:
+        lines.append(f"{'free':<12}{size_text(facts['available']):>12}")
+    if "most_tokens_per_second" in facts:
+        fast, slow = facts["most_tokens_per_second"], facts["most_tokens_per_second_at_full_context"]
+        read, rate = size_text(facts["bytes_per_token"]), size_text(facts["bytes_per_second"])
+        lines += [
+            f"{'a token':<12}{read:>12}  are read, of {rate} that this machine reads in a second",
+            f"{'decoding':<12}{fast:>8.0f} t/s  at most, with a full context {slow:.0f}; two thirds of it is usual",
+        ]
+    return lines

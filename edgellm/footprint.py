@@ -1,0 +1,61 @@
+"""What a model takes of a machine's memory, known before it runs, and what the machine has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.errors import OutOfMemoryError
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes."""
+
+    weights: int
+    """Of the mapped file: the system may drop them and read them again, slowly."""
+    cache: int
+    """What one slot remembers when its context is full; taken as it fills."""
+    arena: int
+    """What ops leave for each other."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.arena
+
+    def check(self, available: int | None, context_length: int) -> None:
+        """Raise OutOfMemoryError if a full context could not be held, weights apart; None: nobody knows."""
+        needed = self.cache + self.arena
+        if available is not None and needed > available:
+            fits = max(0, available - self.arena) * context_length // max(1, self.cache)
+            raise OutOfMemoryError(
+                f"a context of {context_length} tokens takes {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB of "
+                f"memory are free; ask for a context of at most {fits} tokens (--ctx, context_length)"
+            )
+
+
+def available_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this process may still take without pushing others out; None where the system does not tell."""
+    known = [amount for amount in (_of_machine(proc), _of_control_group(group)) if amount is not None]
+    return min(known, default=None)
+
+
+def _of_machine(proc: Path) -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in proc.read_text().splitlines() if ":" in line)
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _of_control_group(group: Path) -> int | None:
+    """What a container's limit leaves; files that are mapped count as used there, but can be dropped."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((group / "memory.current").read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, int(limit) - used + int(statistics.get("file", 0)))
+    except (OSError, ValueError):
+        return None

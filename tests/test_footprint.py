@@ -1,0 +1,64 @@
+"""What a model takes of memory, and what there is: known before it runs."""
+
+import numpy as np
+import pytest
+import tiny
+from conftest import BUNDLED
+
+from edgellm import api
+from edgellm.architectures import get
+from edgellm.errors import OutOfMemoryError
+from edgellm.footprint import Footprint, available_memory
+from edgellm.generate import Slot
+
+
+def test_memory_of_a_machine(tmp_path):
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    assert available_memory(meminfo, group) is None
+    meminfo.write_text("MemTotal:  2000 kB\nMemAvailable:   1000 kB\n")
+    assert available_memory(meminfo, group) == 1_024_000
+    group.mkdir()
+    (group / "memory.max").write_text("max\n")
+    assert available_memory(meminfo, group) == 1_024_000
+    (group / "memory.max").write_text("500000\n")
+    (group / "memory.current").write_text("300000\n")
+    (group / "memory.stat").write_text("anon 100000\nfile 200000\n")
+    assert available_memory(meminfo, group) == 400_000
+    meminfo.write_text("nothing\n")
+    assert available_memory(meminfo, group) == 400_000
+
+
+def test_a_context_that_does_not_fit():
+    footprint = Footprint(weights=10**12, cache=800, arena=200)
+    footprint.check(1000, 400)
+    footprint.check(None, 400)
+    with pytest.raises(OutOfMemoryError, match=r"context of 400 tokens.* at most 200 tokens"):
+        footprint.check(600, 400)
+
+
+def test_loading_refuses_early(monkeypatch):
+    monkeypatch.setattr(api, "available_memory", lambda: 1000)
+    with pytest.raises(OutOfMemoryError, match="ask for a context of at most 0 tokens"):
+        api.load(BUNDLED)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_the_caches_are_of_the_size_that_was_told(name):
+    """Float32 keys and values; a window of 5 keeps as many positions and those of a step."""
+    backend, caches = tiny.backend(name), get(name).caches(get(name).Config.tiny())
+    cache = Slot(backend, 64)
+    held = backend._slots[0].rings
+    assert backend.footprint.cache == sum(array.nbytes for ring in held for array in ring._arrays)
+    positions = 64 if name == "llama" else min(64, 5 + backend.MAX_ROWS)
+    assert backend.footprint.cache == len(caches) * 2 * 4 * positions * 2 * 12
+    cache.close()
+
+
+def test_kernels_touch_no_more_than_was_told():
+    backend = tiny.backend("llama", "q8", "cpu", context_length=256)
+    slot = backend._new_slot()
+    assert backend.footprint.cache == slot._memory.nbytes
+    assert backend.footprint.weights == sum(
+        tensor.data.nbytes for tensor in tiny.tensors(get("llama"), get("llama").Config.tiny(), "q8").values()
+    )
+    assert np.isfinite(backend.footprint.arena)
