@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from edgellm import architectures, quant
-from edgellm.arrays import F32, Array
+from edgellm.arrays import F32, U8, Array
 from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError, UnsupportedError
 from edgellm.file import ModelInfo, TensorSpec, Writer, pad_vector
 
@@ -196,12 +196,14 @@ def _model_info(
 def _pieces(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> Iterator[tuple[F32, F32, Array]]:
     """A tensor some rows at a time: its values, the values as stored, what the file gets."""
     sources = checkpoint.tensors[name]
+    turned = name.split(".")[-1].removesuffix("_bias") in checkpoint.interleaved
+    head_dim = checkpoint.config.head_dim if turned else 0
     if len(spec.shape) == 1:
-        values = _finite(decode_rows(sources[0].type, sources[0].read(0, 1))[0], sources[0])
+        values = np.concatenate([_values(source, source.read(0, 1))[0] for source in sources])
+        values = values[_order(len(values), 0, 1, head_dim)]
         yield values, values, pad_vector(values)
         return
     fmt, rows = quant.get(spec.format), sources[0].shape[0]
-    head_dim = checkpoint.config.head_dim if name.split(".")[-1] in checkpoint.interleaved else 0
     step = _rows_at_once(spec, len(sources), head_dim)
     for first in range(0, rows, step):
         stop = min(first + step, rows)
@@ -224,8 +226,8 @@ def _rows_at_once(spec: TensorSpec, n_sources: int, head_dim: int) -> int:
 def _read(source: SourceTensor, first: int, stop: int, format: str) -> tuple[F32, quant.Quantized]:
     """Some rows of a source: their values, and what is nearest to them in a format."""
     raw = source.read(first, stop)
-    values = _finite(decode_rows(source.type, raw), source)
-    kept = repack_rows(source.type, raw) if format == source.type.keep else None
+    values = _values(source, raw)
+    kept = repack_rows(source.type, raw) if format == source.type.keep and not source.plus else None
     return values, kept or quant.get(format).quantize(values)
 
 
@@ -242,7 +244,8 @@ def _joined(quantized: list[quant.Quantized], order: Array) -> quant.Quantized:
     return quant.Quantized(*(None if c[0] is None else np.concatenate(c)[order] for c in columns))  # type: ignore[arg-type]
 
 
-def _finite(values: F32, source: SourceTensor) -> F32:
+def _values(source: SourceTensor, raw: U8) -> F32:
+    values: F32 = decode_rows(source.type, raw) + np.float32(source.plus)
     if not np.isfinite(values).all():
         raise CheckpointError(f"tensor {source.name!r} has weights that are not finite; the source is damaged")
     return values

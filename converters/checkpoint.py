@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgellm.architectures import Architecture
 from edgellm.arrays import U8
-from edgellm.config import expand
 from edgellm.errors import CheckpointError, UnsupportedError
 
 from .blocks import BlockType
@@ -39,6 +37,8 @@ class SourceTensor:
     type: BlockType
     read: Callable[[int, int], U8]
     """read(first, stop) -> (stop - first, bytes a row) uint8; a vector is one row."""
+    plus: float = 0.0
+    """What is to be added to its values."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Checkpoint:
     quantized: bool
     """Whether the source's matrices are quantized already."""
     interleaved: tuple[str, ...] = ()
-    """Tensors whose rows have RoPE pairs adjacent (2i, 2i+1): put half a head apart on conversion."""
+    """Matrices, and their biases, whose rows have RoPE pairs adjacent (2i, 2i+1): put half a head apart here."""
     chat_template: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     """Of name, license, source: what the source says of itself."""
@@ -100,51 +100,6 @@ def row_reader(path: Path, offset: int, rows: int, row_bytes: int) -> Callable[[
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
-
-
-def parts(architecture: Architecture, config: Any) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Our tensor -> the tensors of the architecture's tables that it is made of, with the shape of each."""
-    result: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in architecture.shapes(config).items():
-        layer = name.split(".")[1] if name.startswith("layers.") else ""
-        names = architecture.STACKED.get(name.replace(f".{layer}.", ".{}."), (name,))
-        result[name] = {part.format(layer): (shape[0] // len(names), *shape[1:]) for part in names}
-    return result
-
-
-def stack(
-    architecture: Architecture, config: Any, found: Mapping[str, SourceTensor]
-) -> dict[str, tuple[SourceTensor, ...]]:
-    """Checkpoint.tensors, from tensors by the names of the architecture's tables."""
-    return {name: tuple(found[part] for part in made_of) for name, made_of in parts(architecture, config).items()}
-
-
-def match_tensors(
-    path: Path, architecture: Architecture, config: Any, names: Mapping[str, str], found: Mapping[str, SourceTensor]
-) -> dict[str, tuple[SourceTensor, ...]]:
-    """The model's tensors under our names; `names` is the architecture's table for this kind of checkpoint.
-
-    Raises one CheckpointError that names every tensor that is missing, not of the model, or of another shape.
-    """
-    # Before anything is made for each layer: the number comes from the file.
-    if config.n_layers > len(found):
-        raise CheckpointError(
-            f"{path} says that it has {config.n_layers} layers, but holds {len(found)} tensors; "
-            "expected several for each layer: is a part of it missing?"
-        )
-    theirs = expand(names, config.n_layers)
-    made_of = [item for tensor in parts(architecture, config).values() for item in tensor.items()]
-    expected = {theirs[part]: shape for part, shape in made_of}
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not a tensor of this architecture" for name in found if name not in expected]
-    problems += [
-        f"{name} has the shape {found[name].shape}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    if problems:
-        raise CheckpointError(f"{path} does not hold the tensors that its config asks for: {'; '.join(problems)}")
-    return stack(architecture, config, {part: found[theirs[part]] for part, _ in made_of})
 
 
 def check_rope_type(path: Path, kind: object) -> None:

@@ -31,11 +31,11 @@ from .checkpoint import (
     SourceTensor,
     check_rope_type,
     check_vocabulary,
-    match_tensors,
     row_reader,
     unreadable,
 )
 from .gguf_tokenizer import tokenizer_from_gguf
+from .naming import match_tensors
 
 MAX_HEADER = 1 << 26
 """Bytes before the data; the largest vocabularies take a quarter of it."""
@@ -92,21 +92,19 @@ def read_gguf(path: Path) -> Checkpoint:
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or len(name) > MAX_TENSOR_NAME:
         raise CheckpointError(f"{path} does not say its architecture; expected it in general.architecture")
-    architecture = architectures.get(name)
+    ours = architectures.named_in_gguf(name)
+    architecture = architectures.get(ours)
     if not found:
         raise CheckpointError(f"{path} holds a vocabulary and no weights; expected a model: choose another file")
-    factors = found.pop("rope_freqs.weight", None)
-    config = architecture.Config.from_gguf(_hyperparameters(file, name, architecture))
+    settings = _hyperparameters(file, name, architecture) | _rope_factors(path, found)
+    config = architecture.Config.from_gguf({**settings, "tensors": found.keys()})
     config = replace(config, tie_embeddings=architecture.GGUF_NAMES["output"] not in found)
-    if factors:
-        divisors = _factors(path, factors, config.head_dim // 2)
-        config = replace(config, rope_scaling={"type": "factors", "factors": divisors})
     tensors = match_tensors(path, architecture, config, architecture.GGUF_NAMES, found)
     tokenizer = tokenizer_from_gguf(metadata)
     check_vocabulary(path, tokenizer.n_tokens, config.vocab_size)
     return Checkpoint(
         path=str(path),
-        architecture=name,
+        architecture=ours,
         config=config,
         tensors=tensors,
         tokenizer=tokenizer,
@@ -130,15 +128,25 @@ def _hyperparameters(file: GGUFFile, name: str, architecture: Architecture) -> d
             )
         result[key[len(prefix) :]] = value.tolist() if isinstance(value, np.ndarray) else value
     check_rope_type(file.path, result.get("rope.scaling.type"))
-    embedding = file.tensors.get(architecture.GGUF_NAMES["embed"])
+    embedding = file.tensors.get(str(architecture.GGUF_NAMES["embed"]))
     vocab_size = embedding.shape[0] if embedding else len(file.metadata.get("tokenizer.ggml.tokens", ()))
     return {"vocab_size": vocab_size, **result}
 
 
-def _factors(path: Path, tensor: SourceTensor, count: int) -> list[float]:
-    if tensor.shape != (count,):
-        raise CheckpointError(f"{path}: tensor {tensor.name} has the shape {tensor.shape}; expected {(count,)}")
-    return [float(factor) for factor in decode_rows(tensor.type, tensor.read(0, 1))[0]]
+def _rope_factors(path: Path, found: dict[str, SourceTensor]) -> dict[str, list[float]]:
+    """Divisors of RoPE's frequencies, which GGUF has as tensors: taken out of `found`, and given as hyperparameters."""
+    result = {}
+    for name in ("rope_freqs", "rope_factors_short", "rope_factors_long"):
+        tensor = found.pop(f"{name}.weight", None)
+        if tensor is None:
+            continue
+        if len(tensor.shape) != 1 or tensor.shape[0] > MAX_HYPERPARAMETER:
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name} has the shape {tensor.shape}; expected at most {MAX_HYPERPARAMETER} "
+                "numbers"
+            )
+        result[name] = [float(factor) for factor in decode_rows(tensor.type, tensor.read(0, 1))[0]]
+    return result
 
 
 def _said_of_itself(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -25,10 +25,10 @@ from .checkpoint import (
     TokenizerSource,
     check_rope_type,
     check_vocabulary,
-    match_tensors,
     row_reader,
     unreadable,
 )
+from .naming import match_tensors
 
 MAX_DIMS = 8
 MAX_JSON = 100_000_000
@@ -56,7 +56,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
     architecture = architectures.get(name)
     _check_rope(folder / "config.json", settings)
     config, found = architecture.Config.from_hf(settings), _tensors(folder)
-    output = architecture.HF_NAMES["output"]
+    output = str(architecture.HF_NAMES["output"])
     if config.tie_embeddings or output not in found:
         config = replace(config, tie_embeddings=True)
         found.pop(output, None)

@@ -21,12 +21,12 @@ import numpy as np
 
 from edgellm import architectures
 from edgellm.architectures import llama
-from edgellm.config import expand
 from edgellm.errors import CheckpointError, UnsupportedError
 
 from .blocks import TYPES, row_bytes
-from .checkpoint import Checkpoint, SourceTensor, TokenizerSource, parts, row_reader, stack, unreadable
+from .checkpoint import Checkpoint, SourceTensor, TokenizerSource, row_reader, unreadable
 from .gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, tokenizer_from_pieces
+from .naming import parts, stack
 
 MAX_TOKENIZER = 1 << 26
 _MAGIC = 0x616B3432
@@ -156,7 +156,8 @@ def _tensors(path: Path, header: _Header) -> dict[str, tuple[SourceTensor, ...]]
     architecture = architectures.get("llama")
     shapes = {part: shape for made_of in parts(architecture, config).values() for part, shape in made_of.items()}
     shapes[_FREQUENCIES] = (frequencies,)
-    for name in expand({name: name for name in header.order}, config.n_layers):
+    order = [name.format(i) for name in header.order for i in range(config.n_layers if "{}" in name else 1)]
+    for name in order:
         if name not in shapes:
             continue
         rows, size = math.prod(shapes[name][:-1]), row_bytes(f32, shapes[name][-1])

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -149,8 +149,9 @@ class Model:
             self._file.close()
             raise
         self.info, self.path, self.backend_name = info, path, name
+        config = replace(self.config, context_length=self.context_length)
         self._backend: Backend = _Locked(
-            backend_class(loaded.architecture, self.config, self._file.tensors, self.context_length, n_threads)
+            backend_class(loaded.architecture, config, self._file.tensors, self.context_length, n_threads)
         )
         self._idle: Slot | None = None
         self._lock, self._closed = threading.Lock(), False

@@ -1,4 +1,15 @@
-"""Rotary position embedding: the angle per position of each pair of a head (arXiv:2104.09864)."""
+"""Rotary position embedding: the angle per position of each pair of a head (arXiv:2104.09864), and its scaling.
+
+`scaling`, None or an object that JSON can hold, stretches angles for contexts longer than a model was trained on:
+
+    {"type": "linear", "factor"}                    all alike
+    {"type": "factors", "factors": [...]}           a divisor for each pair
+    {"type": "llama3", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    {"type": "yarn", "factor", "beta_fast", "beta_slow", "truncate", "original_max_position_embeddings",
+     "attention_factor"}                            (arXiv:2309.00071)
+    {"type": "longrope", "short_factor": [...], "long_factor": [...], "original_max_position_embeddings",
+     "attention_factor"}                            divisors by the length of the context (arXiv:2402.13753)
+"""
 
 from __future__ import annotations
 
@@ -9,48 +20,145 @@ from typing import Any
 import numpy as np
 
 from edgellm.arrays import F32
-from edgellm.config import number
+from edgellm.config import number, truth
 from edgellm.errors import CheckpointError, UnsupportedError
 
+TRAINED = "original_max_position_embeddings"
+_NUMBERS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", TRAINED),
+    "yarn": ("factor", TRAINED),
+    "longrope": (TRAINED,),
+}
 
-def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None) -> F32:
-    """Radians per position: (head_dim / 2,) float32.
 
-    `scaling` stretches them for contexts longer than the model was trained on:
-    {"type": "linear", "factor": f}; {"type": "llama3", ...} with Llama 3.1's four numbers; or
-    {"type": "factors", "factors": [...]}, one divisor for each frequency.
+def frequencies(rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None, context_length: int) -> F32:
+    """Radians per position: (rotary_dim / 2,) float32; context_length is that with which the model is loaded.
+
+    Raises CheckpointError or UnsupportedError for a scaling that is not as described above.
     """
-    base = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    stretched: F32 = (base / _divisors(base, scaling)).astype(np.float32)
+    if rotary_dim % 2:
+        raise CheckpointError(f"config has rotary heads of {rotary_dim}; RoPE needs an even number")
+    base = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+    stretched: F32 = (base / _divisors(base, theta, scaling, context_length)).astype(np.float32)
     return stretched
 
 
-def check_scaling(scaling: Mapping[str, Any] | None, head_dim: int) -> None:
-    """Raise CheckpointError or UnsupportedError unless `frequencies` can use it."""
-    _divisors(np.ones(head_dim // 2), scaling)
+def attention_factor(scaling: Mapping[str, Any] | None) -> float:
+    """What turned queries and keys are multiplied by, each."""
+    return number(scaling or {}, "attention_factor", 1.0)
 
 
-def _divisors(base: Any, scaling: Mapping[str, Any] | None) -> Any:
+def rope_from_hf(config: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
+    """rope_theta and rope_scaling of a config.json, where older ones have `rope_scaling`, newer `rope_parameters`."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = given.get("rope_type") or given.get("type") or "default"
+    scaling = None if kind == "default" else _scaling(kind, config, given)
+    return {"rope_theta": number({**config, **given}, "rope_theta", theta), "rope_scaling": scaling}
+
+
+def _scaling(kind: object, config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(kind, str):
+        raise CheckpointError(f"config has rope scaling of the type {kind!r:.80}; expected a word")
+    trained = config.get(TRAINED) or given.get(TRAINED) or config.get("max_position_embeddings")
+    rope = {**given, TRAINED: trained}
+    if kind in ("yarn", "longrope") and rope.get("factor") is None:
+        rope["factor"] = number(config, "max_position_embeddings") / number(rope, TRAINED)
+    result: dict[str, Any] = {"type": kind, **{key: number(rope, key) for key in _NUMBERS.get(kind, ())}}
+    if kind == "yarn":
+        result |= {
+            "beta_fast": number(rope, "beta_fast", 32),
+            "beta_slow": number(rope, "beta_slow", 1),
+            "truncate": truth(rope, "truncate", True),
+            "attention_factor": number(rope, "attention_factor", _yarn_attention_factor(rope)),
+        }
+    elif kind == "longrope":
+        grown = max(1.0, number(rope, "factor"))
+        default = math.sqrt(1 + math.log(grown) / math.log(number(rope, TRAINED))) if grown > 1 else 1.0
+        result |= {key: rope.get(key) for key in ("short_factor", "long_factor")}
+        result["attention_factor"] = number(rope, "attention_factor", default)
+    return result
+
+
+def _yarn_attention_factor(rope: Mapping[str, Any]) -> float:
+    grown = math.log(max(1.0, number(rope, "factor")))
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return (0.1 * number(rope, "mscale") * grown + 1) / (0.1 * number(rope, "mscale_all_dim") * grown + 1)
+    return 0.1 * grown + 1
+
+
+def rope_from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta and rope_scaling of GGUF metadata without the architecture's prefix.
+
+    Tensors of divisors stand in it as lists, by their names without ".weight".
+    """
+    factor = metadata.get("rope.scaling.factor", metadata.get("rope.scale_linear"))
+    kind = metadata.get("rope.scaling.type", "none" if factor is None else "linear")
+    rope = {
+        "factor": factor,
+        TRAINED: metadata.get("rope.scaling.original_context_length", metadata.get("context_length")),
+        "beta_fast": metadata.get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": metadata.get("rope.scaling.yarn_beta_slow"),
+        "mscale": metadata.get("rope.scaling.yarn_log_multiplier") and 1.0,
+        "mscale_all_dim": metadata.get("rope.scaling.yarn_log_multiplier"),
+        "short_factor": metadata.get("rope_factors_short"),
+        "long_factor": metadata.get("rope_factors_long"),
+    }
+    divisors, scaling = metadata.get("rope_freqs"), None
+    if divisors is not None:
+        scaling = {"type": "factors", "factors": divisors}
+    elif kind != "none":
+        scaling = _scaling(kind, metadata, rope)
+    return {"rope_theta": number(metadata, "rope.freq_base", 10000.0), "rope_scaling": scaling}
+
+
+def _divisors(base: Any, theta: float, scaling: Mapping[str, Any] | None, context_length: int) -> Any:
     kind = scaling["type"] if scaling else None
-    if scaling is None or kind in ("default", "none"):
+    if scaling is None:
         return 1.0
     if kind == "linear":
         return number(scaling, "factor")
     if kind == "factors":
-        factors = scaling.get("factors")
-        if not isinstance(factors, list) or len(factors) != len(base):
-            raise CheckpointError(f"rope scaling has the factors {str(factors)[:80]}; expected {len(base)} numbers")
-        return np.array([number({"factor": factor}, "factor") for factor in factors])
+        return _listed(scaling, "factors", len(base))
     if kind == "llama3":
         return _llama3(base, scaling)
-    raise UnsupportedError(f"rope scaling {kind!r} is not supported; this version has linear, llama3 and factors")
+    if kind == "yarn":
+        return _yarn(len(base), theta, scaling)
+    if kind == "longrope":
+        short, long = (_listed(scaling, key, len(base)) for key in ("short_factor", "long_factor"))
+        return long if context_length > number(scaling, TRAINED) else short
+    raise UnsupportedError(
+        f"rope scaling {kind!r} is not supported; this version has linear, llama3, yarn, longrope and factors"
+    )
+
+
+def _listed(scaling: Mapping[str, Any], key: str, count: int) -> Any:
+    factors = scaling.get(key)
+    if not isinstance(factors, list) or len(factors) != count:
+        raise CheckpointError(f"rope scaling has the {key} {str(factors)[:80]}; expected a list of {count} numbers")
+    return np.array([number({key: factor}, key) for factor in factors])
 
 
 def _llama3(base: Any, scaling: Mapping[str, Any]) -> Any:
     """Slow waves are stretched, fast ones kept, those between blended (Llama 3.1 model card)."""
-    factor, low, high = (number(scaling, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor, low, high, trained = (number(scaling, key) for key in _NUMBERS["llama3"])
     if high <= low:
         raise CheckpointError(f"rope scaling has high_freq_factor {high} <= low_freq_factor {low}")
-    turns = number(scaling, "original_max_position_embeddings") * base / (2 * math.pi)
+    turns = trained * base / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return 1 / (kept + (1 - kept) / factor)
+
+
+def _yarn(count: int, theta: float, scaling: Mapping[str, Any]) -> Any:
+    """As llama3, but blended evenly from pair to pair: between those that turn beta_fast and beta_slow times."""
+    factor, trained = (number(scaling, key) for key in _NUMBERS["yarn"])
+    if theta <= 1:
+        raise CheckpointError(f"config has rope_theta = {theta}; yarn scaling needs more than 1")
+    pairs = [
+        count * math.log(trained / (number(scaling, key) * 2 * math.pi)) / math.log(theta)
+        for key in ("beta_fast", "beta_slow")
+    ]
+    first, last = (math.floor(pairs[0]), math.ceil(pairs[1])) if truth(scaling, "truncate") else pairs
+    first, last = max(first, 0), min(last, 2 * count - 1)
+    stretched = np.clip((np.arange(count) - first) / (last - first or 0.001), 0, 1)
+    return 1 / (1 - stretched + stretched / factor)

@@ -33,5 +33,9 @@ class Weights:
         except KeyError:
             raise AttributeError(f"no tensor {self._prefix + name!r}") from None
 
+    def get(self, name: str) -> Tensor | None:
+        """A tensor that not every model of the architecture has."""
+        return self._tensors.get(self._prefix + name)
+
     def layer(self, i: int) -> Weights:
         return Weights(self._tensors, f"layers.{i}.")

@@ -308,7 +308,12 @@ BAD_MODELS = [
     ("huge hyperparameter", with_entry("llama.rope.scaling.type", U32, [0] * 2000), CheckpointError, "length of 2000"),
     ("experts", with_entry("llama.expert_count", U32, [8, 8]), UnsupportedError, "experts"),
     ("rope scaling factors", with_entry("llama.rope.scaling.type", STRING, "factors"), UnsupportedError, "'factors'"),
-    ("rope scaling a list", with_entry("llama.rope.scaling.type", STRING, ["yarn"]), CheckpointError, "factor = None"),
+    (
+        "rope scaling a list",
+        with_entry("llama.rope.scaling.type", STRING, ["yarn"]),
+        CheckpointError,
+        "of the type",
+    ),
     (
         "epsilon not a number",
         with_entry("llama.attention.layer_norm_rms_epsilon", F32, float("nan")),
@@ -329,7 +334,7 @@ BAD_MODELS = [
         r"output_norm.weight is missing; w is not .*; blk.0.attn_q.weight has the shape \(2, 4\), "
         r"expected \(4, 4\)",
     ),
-    ("rope factors of another size", model(shapes={"rope_freqs.weight": (3,)}), CheckpointError, r"expected \(1,\)"),
+    ("rope factors of another size", model(shapes={"rope_freqs.weight": (3,)}), CheckpointError, "a list of 1 numbers"),
     ("no tokens", model({"tokenizer.ggml.tokens": None}), CheckpointError, "tokenizer.ggml.tokens is missing"),
     ("tokens not UTF-8", with_entry("tokenizer.ggml.tokens", STRING, [b"\xff"]), CheckpointError, "not UTF-8"),
     ("tokens as numbers", with_entry("tokenizer.ggml.tokens", U32, [1]), CheckpointError, "expected ARRAY of STRING"),

@@ -8,10 +8,10 @@ from conftest import shared
 from edgellm import architectures
 from edgellm.architectures import llama
 from edgellm.converters.blocks import decode_rows
-from edgellm.converters.checkpoint import parts
 from edgellm.converters.gguf import read_gguf
 from edgellm.converters.huggingface import read_huggingface
 from edgellm.converters.llama2c import read_llama2c
+from edgellm.converters.naming import parts
 from edgellm.errors import CheckpointError, UnsupportedError
 
 CONFIG = llama.Config(

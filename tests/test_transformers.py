@@ -1,4 +1,7 @@
-"""The NumPy definition against transformers, on the same small random weights (tests/golden/transformers.json)."""
+"""The NumPy definition against transformers, on small random models in folders as transformers saves them.
+
+tests/golden/transformers_cases.py has made what is expected, and says how.
+"""
 
 import json
 import sys
@@ -7,41 +10,55 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm import architectures, quant
-from edgellm.backends import get
-from edgellm.config import expand
-from edgellm.converters.checkpoint import parts
-from edgellm.file import pad_vector
-from edgellm.generate import Slot, generate
-from edgellm.sampling import Sampler, SamplingParams
-from edgellm.tensor import Tensor
+from edgellm import architectures
+from edgellm.api import Model
+from edgellm.config import template
+from edgellm.converters import convert
+from edgellm.converters.naming import parts
+from edgellm.loading import open_model
 
-GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-from transformers_cases import CASES, IDS, weights  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent / "golden"))
+from transformers_cases import CASES, GOLDEN, IDS, N_GREEDY, N_PROMPT, write_folder
 
-EXPECTED = json.loads((GOLDEN / "transformers.json").read_text())["cases"]
+EXPECTED = {name: case for path in GOLDEN.glob("*.json") for name, case in json.loads(path.read_text()).items()}
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """The .edge file of a case, in float32."""
+    folder = tmp_path_factory.mktemp("transformers")
+
+    def path(case):
+        target = folder / f"{case}.edge"
+        if not target.exists():
+            write_folder(folder / case, EXPECTED[case]["config"], EXPECTED[case]["shapes"])
+            convert(folder / case, target, format="f32", progress=False)
+        return target
+
+    return path
+
+
+def test_every_case_is_here():
+    assert set(EXPECTED) == set(CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_greedy_tokens(case):
-    backend = _backend(CASES[case])
-    logits = Slot(backend, 64).extend(IDS, wanted=range(len(IDS)))
-    np.testing.assert_allclose(logits[:, :6], EXPECTED[case]["logits"], atol=1e-4)
-    greedy = Sampler(SamplingParams(temperature=0))
-    assert [*IDS[:4], *generate(Slot(backend, 64), IDS[:4], greedy, 20)] == EXPECTED[case]["greedy"]
+def test_logits_and_greedy_tokens(converted, case):
+    with Model(converted(case), backend="reference", context_length=128) as model:
+        np.testing.assert_allclose(model.logits(IDS)[:, :6], EXPECTED[case]["logits"], atol=1e-4)
+        answer = model.stream_ids(IDS[:N_PROMPT], temperature=0, max_tokens=N_GREEDY)
+        assert [piece.id for piece in answer if piece.id is not None] == EXPECTED[case]["greedy"]
 
 
-def _backend(hf_config):
-    architecture = architectures.get(hf_config["model_type"])
-    config = architecture.Config.from_hf(hf_config)
-    names, made_of = expand(architecture.HF_NAMES, config.n_layers), parts(architecture, config)
-    values = weights({names[part]: shape for each in made_of.values() for part, shape in each.items()})
-    stacked = {name: np.concatenate([values[names[part]] for part in each]) for name, each in made_of.items()}
-    tensors = {name: _tensor(name, value) for name, value in stacked.items()}
-    return get("reference")(architecture, config, tensors, 64, None)
-
-
-def _tensor(name, values):
-    data = pad_vector(values) if values.ndim == 1 else quant.get("f32").pack(quant.Quantized(values))
-    return Tensor(name, values.shape, "f32", data)
+def test_cases_use_every_name(converted):
+    """No name stands in a table of which nothing has shown that it is right."""
+    used, architecture_names = set(), architectures.names()
+    for case in CASES:
+        loaded = open_model(converted(case))
+        made_of = parts(loaded.architecture, loaded.config).values()
+        keys = {template(part)[0] for each in made_of for part in each}
+        used |= {(key, loaded.architecture.HF_NAMES[key]) for key in keys}
+        loaded.file.close()
+    assert {config["model_type"] for config in CASES.values()} == set(architecture_names)
+    for name in architecture_names:
+        assert set(architectures.get(name).HF_NAMES.items()) <= used, name

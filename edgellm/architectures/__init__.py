@@ -3,9 +3,11 @@
 An architecture module has
 
     Config        a frozen dataclass with from_hf(config.json), from_gguf(metadata) and tiny()
-    HF_NAMES      our tensor name -> the checkpoint's, "{}" standing for the layer
+    HF_NAMES      our tensor name -> the checkpoint's, or Stored; "{}" stands for the layer, a second for the expert
     GGUF_NAMES    the same for GGUF
-    GGUF_INTERLEAVED   tensors whose rows GGUF stores with RoPE pairs adjacent (2i, 2i+1) instead of half a head apart
+    GGUF_INTERLEAVED   matrices whose rows (and biases) GGUF stores with RoPE pairs adjacent (2i, 2i+1), not half a head
+                  apart
+    GGUF_ARCHITECTURE  what GGUF files call it, if not by the module's name
     STACKED       our tensor -> the tensors of the tables above whose rows it holds, one after the other
     shapes(config)     our tensor name -> shape, every tensor that must be there
     pairs(config)      last part of a name -> half, for matrices whose rows are stored in pairs (quant.paired)
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
@@ -41,6 +44,22 @@ class LayerCache:
     n_arrays: int = 2
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where and how a checkpoint has a tensor of ours, if not simply under a name of its own."""
+
+    name: str
+    """The checkpoint's tensor. Without a "{}" for the expert it holds those of all experts, one after the other."""
+    of: tuple[str, ...] = ()
+    """Our tensors that it holds, of which this is one: the rows of the first, of the second..."""
+    by_head: bool = False
+    """Of those the rows of one head each take turns."""
+    transposed: bool = False
+    """It is (inputs, outputs), and `of` are columns."""
+    plus: float = 0.0
+    """What is added to its values."""
+
+
 class Config(Protocol):
     vocab_size: int
     n_layers: int
@@ -49,8 +68,8 @@ class Config(Protocol):
 
 class Architecture(Protocol):
     Config: Any
-    HF_NAMES: Mapping[str, str]
-    GGUF_NAMES: Mapping[str, str]
+    HF_NAMES: Mapping[str, str | Stored]
+    GGUF_NAMES: Mapping[str, str | Stored]
     GGUF_INTERLEAVED: Sequence[str]
     STACKED: Mapping[str, Sequence[str]]
 
@@ -67,5 +86,16 @@ def names() -> list[str]:
 def get(name: str) -> Architecture:
     """The architecture module of that name; raises UnsupportedError with the known names."""
     if name not in names():
-        raise UnsupportedError(f"architecture {name!r} is not supported; this version has {', '.join(names())}")
+        nearest = get_close_matches(name, names(), 1)
+        raise UnsupportedError(
+            f"architecture {name!r} is not supported; this version has {', '.join(names())}"
+            + (f": the nearest is {nearest[0]}" if nearest else "")
+        )
     return cast(Architecture, import_module(f"{__name__}.{name}"))
+
+
+def named_in_gguf(name: str) -> str:
+    """Our name of the architecture that GGUF files call so; the same if none is called so."""
+    if name in names():
+        return name
+    return next((ours for ours in names() if getattr(get(ours), "GGUF_ARCHITECTURE", ours) == name), name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Config(llama.Config):
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:

@@ -1,69 +1,150 @@
 """Small random models with the same weights for transformers and for us, and what transformers computes with them.
 
-pip install torch transformers
-python tests/golden/transformers_cases.py     # writes transformers.json beside this file
+pip install -e '.[torch]'
+python tests/golden/transformers_cases.py [CASE...]     # writes transformers/ARCHITECTURE.json
 """
 
 import json
+import sys
+import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
+GOLDEN = Path(__file__).with_name("transformers")
 IDS = [int(id) for id in np.random.RandomState(0).randint(0, 97, 24)]
+N_PROMPT, N_GREEDY = 8, 100
 SIZES = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
     "tie_word_embeddings": False,
 }  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
+MINISTRAL3 = {
+    "rope_type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 128,
+    "rope_theta": 500.0,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+PHI = {"model_type": "phi3", "head_dim": 8, "rope_scaling": {
+    "type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.0, 1.5, 3.0, 6.0]}}  # fmt: skip
+GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6, "tie_word_embeddings": True}
 CASES = {
     "llama": {**SIZES, "model_type": "llama"},
     "llama-tied": {**SIZES, "model_type": "llama", "tie_word_embeddings": True},
     "llama-all-heads": {**SIZES, "model_type": "llama", "num_key_value_heads": 6, "head_dim": 8},
     "llama-3.1-rope": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3, "rope_theta": 500.0},
     "llama-linear-rope": {**SIZES, "model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama-biases": {**SIZES, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama-yarn-rope": {**SIZES, "model_type": "llama", "rope_scaling": YARN, "rope_theta": 500.0},
     "mistral-window": {**SIZES, "model_type": "mistral", "sliding_window": 6},
-}
+    "ministral": {**SIZES, "model_type": "ministral", "sliding_window": 6,
+                  "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "ministral3": {**SIZES, "model_type": "ministral3", "rope_parameters": MINISTRAL3},
+    "qwen2": {**SIZES, "model_type": "qwen2", "head_dim": 8},
+    "qwen2-window": {**SIZES, "model_type": "qwen2", "head_dim": 8, "use_sliding_window": True, "sliding_window": 6,
+                     "max_window_layers": 1},
+    "qwen3": {**SIZES, "model_type": "qwen3", "tie_word_embeddings": True},
+    "qwen3-biases": {**SIZES, "model_type": "qwen3", "attention_bias": True},
+    "smollm3": {**SIZES, "model_type": "smollm3", "num_hidden_layers": 5, "tie_word_embeddings": True},
+    "smollm3-window": {**SIZES, "model_type": "smollm3", "no_rope_layers": [0, 1, 0], "use_sliding_window": True,
+                       "sliding_window": 6, "attention_bias": True, "mlp_bias": True},
+    "phi3": {**SIZES, "model_type": "phi3", "head_dim": 8, "sliding_window": 20},
+    "phi3-partial": {**SIZES, "model_type": "phi3", "num_attention_heads": 3, "num_key_value_heads": 1,
+                     "head_dim": 16, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    "phi3-longrope": {**SIZES, **PHI, "original_max_position_embeddings": 4},
+    "phi3-longrope-short": {**SIZES, **PHI, "original_max_position_embeddings": 128,
+                            "max_position_embeddings": 512},
+    "olmo2": {**SIZES, "model_type": "olmo2", "head_dim": 8},
+    "granite": {**SIZES, "model_type": "granite", "head_dim": 8, "embedding_multiplier": 12.0,
+                "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 0.25},
+    "granite-biases": {**SIZES, "model_type": "granite", "head_dim": 8, "attention_bias": True, "mlp_bias": True,
+                       "tie_word_embeddings": True, "attention_multiplier": 0.2},
+    "gemma2": {**SIZES, **GEMMA, "model_type": "gemma2", "attn_logit_softcapping": 1.5,
+               "final_logit_softcapping": 2.0},
+    "gemma3": {**SIZES, **GEMMA, "model_type": "gemma3_text", "num_hidden_layers": 7},
+    "gemma3-scaled": {**SIZES, **GEMMA, "model_type": "gemma3_text", "tie_word_embeddings": False,
+                      "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                      "rope_parameters": {
+                          "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+}  # fmt: skip
 
 
 def weights(shapes):
-    """{checkpoint name: values} from a generator whose numbers never change."""
-    random = np.random.RandomState(1)
-    return {name: _values(random, shape) for name, shape in sorted(shapes.items())}
+    """{checkpoint name: values}, each from a generator of its own whose numbers never change."""
+    return {name: _values(np.random.RandomState(zlib.crc32(name.encode())), name, shape) for name, shape in shapes}
 
 
-def _values(random, shape):
+def _values(random, name, shape):
     if len(shape) == 1:
-        return random.uniform(0.5, 1.5, shape).astype(np.float32)
-    return (random.standard_normal(shape) / shape[1] ** 0.5 * 1.5).astype(np.float32)
+        values = random.normal(0, 0.3, shape) if "bias" in name else random.uniform(0.5, 1.5, shape)
+    else:
+        values = random.standard_normal(shape) / shape[-1] ** 0.5 * 1.5
+    return values.astype(np.float32)
 
 
-def compute(config):
-    """What transformers says: the logits of 24 tokens, and 20 greedy tokens after the first 4."""
+def write_folder(folder, config, shapes):
+    """A model as transformers saves it, but for the tokenizer, of as many words as the vocabulary has."""
+    folder.mkdir(exist_ok=True)
+    vocabulary = {f"<{id}>": id for id in range(97)}
+    words = {"version": "1.0", "added_tokens": [],
+             "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+             "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<0>"}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(weights(shapes), folder / "model.safetensors", {"format": "pt"})
+
+
+def compute(config, folder):
+    """What transformers saves, and says: its config, names and shapes; the logits of 24 tokens, 100 greedy tokens."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    made = AutoConfig.for_model(**config, attn_implementation="eager", bos_token_id=None, eos_token_id=None)
-    model = AutoModelForCausalLM.from_config(made).eval()
-    state = model.state_dict()
-    tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
-    new = weights({name: tuple(value.shape) for name, value in state.items() if name not in tied})
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in new.items()}, strict=False)
-    model.tie_weights()
+    made = AutoConfig.for_model(**config, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    AutoModelForCausalLM.from_config(made).save_pretrained(folder)
+    saved = safetensors.numpy.load_file(folder / "model.safetensors")
+    shapes = sorted((name, list(values.shape)) for name, values in saved.items())
+    settings = json.loads((folder / "config.json").read_text())
+    write_folder(folder, settings, shapes)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    ids, gaps = IDS[:N_PROMPT], []
     with torch.no_grad():
         logits = model(torch.tensor([IDS])).logits[0].numpy()
-        ids = IDS[:4]
-        for _ in range(20):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return {"logits": [[round(float(x), 6) for x in row[:6]] for row in logits], "greedy": ids}
+        for _ in range(N_GREEDY):
+            last = model(torch.tensor([ids])).logits[0, -1]
+            first, second = last.topk(2).values.tolist()
+            gaps.append(first - second)
+            ids = [*ids, int(last.argmax())]
+    assert min(gaps) > 1e-4, f"the two likeliest tokens are only {min(gaps)} apart: choose other sizes"
+    return {"config": settings, "shapes": shapes, "logits": [[round(float(x), 6) for x in row[:6]] for row in logits],
+            "greedy": ids[N_PROMPT:]}  # fmt: skip
 
 
-if __name__ == "__main__":
+def main(names):
     import torch
     import transformers
 
-    made = {"made_with": f"transformers {transformers.__version__}, torch {torch.__version__}",
-            "cases": {name: compute(config) for name, config in CASES.items()}}  # fmt: skip
-    path = Path(__file__).with_name("transformers.json")
-    path.write_text(json.dumps(made).replace('}, "', '},\n "') + "\n")
+    for name in names or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            case = compute(CASES[name], Path(folder))
+        path = GOLDEN / f"{CASES[name]['model_type']}.json"
+        made = json.loads(path.read_text()) if path.exists() else {}
+        made[name] = {"made_with": f"transformers {transformers.__version__}, torch {torch.__version__}", **case}
+        path.parent.mkdir(exist_ok=True)
+        lines = [f'"{key}": {{\n' + ",\n".join(f'"{part}": {json.dumps(value)}' for part, value in case.items()) + "}"
+                 for key, case in sorted(made.items())]  # fmt: skip
+        path.write_text("{" + ",\n".join(lines) + "}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
