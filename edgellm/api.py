@@ -17,15 +17,15 @@ from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room, generate
-from edgellm.loading import open_model
+from edgellm.loading import open_model, open_tokenizer
 from edgellm.lookup import Lookup
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.step import Step
 from edgellm.text_stream import StopStrings, TextStream
-from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgellm.chat import Chat
+    from edgellm.tokenizer import Tokenizer
 
 MAX_DEFAULT_CONTEXT = 8192
 """A context that nobody asked for is not larger: its cache would be the largest thing in memory."""
@@ -144,7 +144,7 @@ class Model:
                 store.mark_verified(path)
             self.context_length = allowed_context(context_length, self.config.context_length)
             info = self._file.info
-            self.tokenizer = Tokenizer(self._file.tokenizer_json, info.bos_id, info.eos_ids)
+            self.tokenizer = open_tokenizer(self._file)
         except BaseException:
             self._file.close()
             raise
