@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.options import answer_options, load_model, model_option, runtime_options, sampling_options, show_stats
+from edgellm.options import (
+    answer_options,
+    load_model,
+    model_option,
+    runtime_options,
+    sampling_options,
+    show_stats,
+    structure_options,
+)
 
 if TYPE_CHECKING:
     from edgellm.chat import Chat
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
 @model_option
 @click.option("--system", metavar="TEXT", help="What the model is told before the first message.")
 @sampling_options
+@structure_options
 @runtime_options
 def command(prompt: str | None, model: str, system: str | None, **options: Any) -> None:
     """Chat with a model.
