@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model, open_tokenizer
 from edgellm.lookup import Lookup
-from edgellm.sampling import Sampler, SamplingParams
+from edgellm.sampling import Chooser, Sampler, SamplingParams
 from edgellm.step import Step
+from edgellm.structured.constraint import Constraint, Grammar, GuidedSampler, LogitsProcessor, Vocabulary, grammar_for
+from edgellm.structured.json_schema import JsonSchema
 from edgellm.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
@@ -64,7 +67,8 @@ class Completion:
     ids: list[int]
     """Tokens generated, without the one that ended the answer; with a stop string, `text` is shorter than they are."""
     finish_reason: str
-    """"stop": the model ended, or a stop string came; "length": max_tokens or the context is used up; "cancelled"."""
+    """"stop": the model ended, the answer is complete, or a stop string came; "length": max_tokens or the context is
+    used up; "cancelled"."""
     prompt_ids: list[int]
     timings: Timings
 
@@ -179,11 +183,26 @@ class Model:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         speculate: int = 0,
+        json_schema: JsonSchema | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
         **sampling: Any,
     ) -> Completion:
         """Continue a text. Takes what `stream` takes; returns when the answer is complete."""
         stream = self.stream(
-            prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, speculate=speculate, **sampling
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            speculate=speculate,
+            json_schema=json_schema,
+            regex=regex,
+            choices=choices,
+            grammar=grammar,
+            logits_processors=logits_processors,
+            **sampling,
         )
         for _ in stream:
             pass
@@ -197,6 +216,11 @@ class Model:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         speculate: int = 0,
+        json_schema: JsonSchema | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
         **sampling: Any,
     ) -> Stream:
         """Continue a text, piece by piece. `sampling` are the fields of SamplingParams: temperature, top_k...
@@ -205,6 +229,11 @@ class Model:
         ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
         prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. Raises
         ContextOverflowError before the first piece when they do not fit.
+
+        At most one of `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` and `grammar`
+        (GBNF) says what an answer must be: one that ends by itself is, one that is cut is the beginning of such a one.
+        Raises UnsupportedError, before the first piece, for what cannot be kept to. A logits processor is called with
+        the ids so far and the (vocab_size,) logits of the next token, and returns logits; they are called in order.
         """
         return self.stream_ids(
             self.tokenize(prompt),
@@ -212,6 +241,11 @@ class Model:
             stop=stop,
             ignore_eos=ignore_eos,
             speculate=speculate,
+            json_schema=json_schema,
+            regex=regex,
+            choices=choices,
+            grammar=grammar,
+            logits_processors=logits_processors,
             **sampling,
         )
 
@@ -223,6 +257,11 @@ class Model:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         speculate: int = 0,
+        json_schema: JsonSchema | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
         slot: Slot | None = None,
         **sampling: Any,
     ) -> Stream:
@@ -231,10 +270,14 @@ class Model:
         check_room(len(prompt_ids), max_tokens or 0, self.context_length)
         if speculate < 0:
             raise ArgumentError(f"speculate is {speculate}; expected 0 or more tokens")
-        params, stops = _params(sampling), StopStrings([stop] if isinstance(stop, str) else list(stop))
+        wanted = grammar_for(json_schema=json_schema, regex=regex, choices=choices, grammar=grammar)
+        if wanted and ignore_eos:
+            raise ArgumentError(f"{wanted.kind} and ignore_eos are both given; an answer ends where it is complete")
+        sampler = self._guided(Sampler(_params(sampling)), logits_processors, wanted)
+        stops = StopStrings([stop] if isinstance(stop, str) else list(stop))
         completion = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
         ends = () if ignore_eos else self.info.eos_ids
-        request = _Request(completion, params, stops, max_tokens, ends, Lookup(speculate) if speculate else None)
+        request = _Request(completion, sampler, stops, max_tokens, ends, Lookup(speculate) if speculate else None)
         return Stream(self._answer(request, slot), completion)
 
     def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
@@ -244,6 +287,16 @@ class Model:
         finally:
             if slot is None:
                 self._give_back(used)
+
+    def _guided(self, sampler: Sampler, processors: Sequence[LogitsProcessor], grammar: Grammar | None) -> Chooser:
+        if not processors and grammar is None:
+            return sampler
+        constraint = Constraint(self._vocabulary, grammar) if grammar else None
+        return GuidedSampler(sampler, processors, constraint)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
 
     def _borrow(self) -> Slot:
         """The idle slot, which holds the last answer's tokens, or a new one."""
@@ -311,7 +364,7 @@ class _Request:
     """One answer in the making."""
 
     completion: Completion
-    params: SamplingParams
+    sampler: Chooser
     stops: StopStrings
     max_tokens: int | None
     ends: Sequence[int]
@@ -321,7 +374,7 @@ class _Request:
     def pieces(self, slot: Slot, tokenizer: Tokenizer) -> Iterator[Piece]:
         done, text = self.completion, TextStream(tokenizer, self.completion.prompt_ids)
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
-        for id in generate(slot, done.prompt_ids, Sampler(self.params), self.max_tokens, self.lookup):
+        for id in generate(slot, done.prompt_ids, self.sampler, self.max_tokens, self.lookup):
             self._clock()
             if id in self.ends:
                 done.finish_reason = "stop"
@@ -334,7 +387,7 @@ class _Request:
                 done.finish_reason = "stop"
                 return
         else:
-            done.finish_reason = "length"
+            done.finish_reason = "stop" if self.sampler.is_done else "length"
         rest, _ = self.stops.push(text.flush())
         rest += self.stops.flush()
         done.text += rest

@@ -11,7 +11,7 @@ from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, ContextOverflowError
 from edgellm.lookup import Lookup
-from edgellm.sampling import Sampler, checked
+from edgellm.sampling import Chooser, checked
 from edgellm.step import Step
 
 Rows = TypeVar("Rows", F32, I32)
@@ -96,9 +96,10 @@ def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
 
 
 def generate(
-    slot: Slot, prompt: Sequence[int], sampler: Sampler, max_tokens: int | None, lookup: Lookup | None = None
+    slot: Slot, prompt: Sequence[int], sampler: Chooser, max_tokens: int | None, lookup: Lookup | None = None
 ) -> Iterator[int]:
-    """The tokens that follow `prompt`, until `max_tokens` or the context is full; the caller stops earlier if it wants.
+    """The tokens that follow `prompt`, until the sampler is done, `max_tokens` or the context is full; the caller stops
+    earlier if it wants.
 
     `prompt` has at least one token; the prefix that the slot's cache shares with it is not evaluated again. A lookup's
     drafts change no token, only how many a step gives. Raises ContextOverflowError, before anything is evaluated, when
@@ -112,6 +113,8 @@ def generate(
     while left > 0:
         yield from new
         left -= len(new)
+        if sampler.is_done:
+            return
         if left > 0:
             draft = lookup.draft(ids, min(left, slot.max_rows) - 1) if lookup else []
             new = _follow(slot, ids, draft, sampler)
@@ -119,7 +122,7 @@ def generate(
                 lookup.count(draft, new)
 
 
-def _follow(slot: Slot, ids: list[int], draft: list[int], sampler: Sampler) -> list[int]:
+def _follow(slot: Slot, ids: list[int], draft: list[int], sampler: Chooser) -> list[int]:
     """Evaluate what the slot has not of `ids`, and a draft of more, in one step: append to `ids`, and return, the draft
     as far as it is what follows, and one token more."""
     n_known, rows = len(ids), [*ids[len(slot.ids) :], *draft]
@@ -131,7 +134,7 @@ def _follow(slot: Slot, ids: list[int], draft: list[int], sampler: Sampler) -> l
         choices = (sampler(logits, ids) for logits in slot.extend(rows, wanted))
     for id, drafted in zip(choices, [*draft, None], strict=True):
         ids.append(id)
-        if id != drafted:
+        if id != drafted or sampler.is_done:
             break
     if draft:
         slot.trim(len(ids) - 1)

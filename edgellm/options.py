@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -107,11 +108,41 @@ sampling_options = _stack(
 )
 
 
+def _schema(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """JSON as it is, or what a file has."""
+    is_json = value is None or value.lstrip().startswith(("{", "true", "false"))
+    return value if is_json else _file_text(ctx, param, value)
+
+
+def _file_text(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not UTF-8 at byte {error.start}.") from None
+
+
+def _choices(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str] | None:
+    return None if text is None else text.split("|")
+
+
+structure_options = _stack(
+    click.option("--json-schema", callback=_schema, metavar="FILE|JSON", help="Answer JSON that this schema allows."),
+    click.option("--regex", metavar="REGEX", help="Answer what this regular expression matches as a whole."),
+    click.option("--choices", callback=_choices, metavar="A|B|...", help="Answer one of these texts."),
+    click.option("--grammar", callback=_file_text, metavar="FILE", help="Answer what this GBNF grammar allows."),
+)
+
+
 def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of Model.stream, out of a command's parsed options."""
     names = {"temp": "temperature"}
+    structure = ("json_schema", "regex", "choices", "grammar")
     sampling = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
-    keys = ("max_tokens", *sampling, "stop", "ignore_eos", "speculate")
+    keys = ("max_tokens", *sampling, "stop", "ignore_eos", "speculate", *structure)
     return {names.get(key, key): options[key] for key in keys}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -53,11 +54,25 @@ def _check(name: str, value: float, low: float, high: float) -> None:
         raise ArgumentError(f"{name} is {value}; expected a number {expected}")
 
 
+class Chooser(Protocol):
+    """What generation asks for the next token."""
+
+    takes_best: bool
+    """Always the largest logit as the model computed it: then only that token need be known of a row."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing can follow the last token that was chosen."""
+
+    def __call__(self, logits: F32, ids: Sequence[int]) -> int:
+        """(tokens,) logits and the ids so far -> the next id."""
+
+
 class Sampler:
     """sampler(logits, ids so far) -> the next id, as the parameters say; it holds its own random generator."""
 
     takes_best: bool
-    """Always the largest logit as the model computed it: then only that token need be known of a row."""
+    is_done = False
 
     def __init__(self, params: SamplingParams) -> None:
         self._params, self._rng = params, np.random.default_rng(params.seed)

@@ -21,6 +21,7 @@ LAYERS = [
     ["cache", "loading", "kernels", "plan"],
     ["backends"],
     ["sampling", "lookup"],
+    ["structured"],
     ["generate"],
     ["api"],
     ["chat", "perplexity", "bench", "session", "screen"],

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from edgellm.options import answer_options, load_model, model_option, runtime_options, sampling_options, show_stats
+from edgellm.options import (
+    answer_options,
+    load_model,
+    model_option,
+    runtime_options,
+    sampling_options,
+    show_stats,
+    structure_options,
+)
 
 
 @click.command()
@@ -23,6 +31,7 @@ from edgellm.options import answer_options, load_model, model_option, runtime_op
 )
 @click.option("--hide-thoughts", is_flag=True, help="Do not show what the model thinks before it answers.")
 @sampling_options
+@structure_options
 @runtime_options
 def command(
     prompt: str | None, model: str, system: str | None, session: Path | None, hide_thoughts: bool, **options: Any

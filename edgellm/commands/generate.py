@@ -16,6 +16,7 @@ from edgellm.options import (
     runtime_options,
     sampling_options,
     show_stats,
+    structure_options,
 )
 
 
@@ -23,6 +24,7 @@ from edgellm.options import (
 @click.argument("prompt")
 @model_option
 @sampling_options
+@structure_options
 @runtime_options
 @json_option
 def command(prompt: str, model: str, as_json: bool, **options: Any) -> None:
