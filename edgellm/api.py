@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm import backends, catalog, store
 from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
+from edgellm.breakers import breakers
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room, generate
@@ -155,6 +157,7 @@ class Model:
         )
         self._idle: Slot | None = None
         self._lock, self._closed = threading.Lock(), False
+        self._breakers = lru_cache(8)(partial(breakers, self.tokenizer))
         try:
             self.footprint.check(available_memory(), self.context_length)
         except OutOfMemoryError:
@@ -231,10 +234,10 @@ class Model:
         check_room(len(prompt_ids), max_tokens or 0, self.context_length)
         if speculate < 0:
             raise ArgumentError(f"speculate is {speculate}; expected 0 or more tokens")
-        params, stops = _params(sampling), StopStrings([stop] if isinstance(stop, str) else list(stop))
+        sampler, stops = self._sampler(_params(sampling)), StopStrings([stop] if isinstance(stop, str) else list(stop))
         completion = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
         ends = () if ignore_eos else self.info.eos_ids
-        request = _Request(completion, params, stops, max_tokens, ends, Lookup(speculate) if speculate else None)
+        request = _Request(completion, sampler, stops, max_tokens, ends, Lookup(speculate) if speculate else None)
         return Stream(self._answer(request, slot), completion)
 
     def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
@@ -244,6 +247,11 @@ class Model:
         finally:
             if slot is None:
                 self._give_back(used)
+
+    def _sampler(self, params: SamplingParams) -> Sampler:
+        if bad := [id for id in params.logit_bias if not 0 <= id < self.config.vocab_size]:
+            raise ArgumentError(f"logit_bias has token id {bad[0]}; expected 0 to {self.config.vocab_size - 1}")
+        return Sampler(params, self._breakers(tuple(params.dry_sequence_breakers)) if params.dry_multiplier else None)
 
     def _borrow(self) -> Slot:
         """The idle slot, which holds the last answer's tokens, or a new one."""
@@ -311,7 +319,7 @@ class _Request:
     """One answer in the making."""
 
     completion: Completion
-    params: SamplingParams
+    sampler: Sampler
     stops: StopStrings
     max_tokens: int | None
     ends: Sequence[int]
@@ -321,7 +329,7 @@ class _Request:
     def pieces(self, slot: Slot, tokenizer: Tokenizer) -> Iterator[Piece]:
         done, text = self.completion, TextStream(tokenizer, self.completion.prompt_ids)
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
-        for id in generate(slot, done.prompt_ids, Sampler(self.params), self.max_tokens, self.lookup):
+        for id in generate(slot, done.prompt_ids, self.sampler, self.max_tokens, self.lookup):
             self._clock()
             if id in self.ends:
                 done.finish_reason = "stop"

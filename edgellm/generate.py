@@ -11,7 +11,8 @@ from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, ContextOverflowError
 from edgellm.lookup import Lookup
-from edgellm.sampling import Sampler, checked
+from edgellm.samplers import checked
+from edgellm.sampling import Sampler
 from edgellm.step import Step
 
 Rows = TypeVar("Rows", F32, I32)

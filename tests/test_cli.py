@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import BUNDLED, shared
 
+from edgellm.commands import generate
+from edgellm.options import SamplingOption
+from edgellm.sampling import SamplingParams
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -103,7 +107,30 @@ def test_sampling_options_reach_the_sampler():
     assert said("--min-p", 1, "--top-k", 0, "--top-p", 1, "--temp", 2) == greedy
     assert said("--top-p", 0, "--temp", 2) == greedy
     assert said("--temp", 2, "--seed", 1) == said("--temp", 2, "--seed", 1) != said("--temp", 2, "--seed", 2)
-    assert said("--temp", 0, "--repeat-penalty", 3) != greedy
+    for changes in (["--repeat-penalty", 3], ["--presence-penalty", -9],
+                    ["--frequency-penalty", -9, "--repeat-last-n", 8], ["--logit-bias", "412+99"],
+                    ["--xtc-probability", 1, "--xtc-threshold", 0.01],
+                    ["--dry-multiplier", 9, "--dry-allowed-length", 0, "--dry-sequence-breaker", "none"],
+                    ["--dynatemp-range", 9, "--dynatemp-exp", 0.1, "--seed", 1]):  # fmt: skip
+        assert said("--temp", 0, *changes) != greedy
+    assert said("--temp", 2, "--seed", 1, "--typical", 0.1) != said("--temp", 2, "--seed", 1)
+    assert said("--temp", 2, "--top-nsigma", 0.01) == greedy
+    assert said("--mirostat", 2, "--mirostat-ent", 0.001) == greedy
+    assert said("--samplers", "top_k;min_p", "--top-k", 1) == greedy
+
+
+def test_sampling_options_that_are_wrong():
+    arguments = ["generate", "Once", "-m", "stories260k"]
+    assert "'7' is no bias" in edgellm(*arguments, "--logit-bias", "7", code=2).stderr
+    assert "samplers has 'topk'; expected" in edgellm(*arguments, "--samplers", "topk", code=2).stderr
+    assert "top_k is 3, but mirostat" in edgellm(*arguments, "--mirostat", 2, "--top-k", 3, code=2).stderr
+
+
+def test_defaults_of_sampling_options_are_those_of_python():
+    params = {param.name: param.default for param in generate.command.params if isinstance(param, SamplingOption)}
+    assert params.keys() == SamplingParams.__dataclass_fields__.keys()
+    given = {name: default for name, default in params.items() if isinstance(default, int | float)}
+    assert {name: getattr(SamplingParams(), name) for name in given} == given
 
 
 def test_tokenize():

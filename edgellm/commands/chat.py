@@ -8,10 +8,18 @@ from typing import Any
 
 import click
 
-from edgellm.options import answer_options, load_model, model_option, runtime_options, sampling_options, show_stats
+from edgellm.options import (
+    Grouped,
+    answer_options,
+    load_model,
+    model_option,
+    runtime_options,
+    sampling_options,
+    show_stats,
+)
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("prompt", required=False)
 @model_option
 @click.option("--system", metavar="TEXT", help="What the model is told before the first message.")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgellm.options import (
+    Grouped,
     answer_options,
     json_option,
     load_model,
@@ -19,7 +20,7 @@ from edgellm.options import (
 )
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("prompt")
 @model_option
 @sampling_options
