@@ -22,6 +22,8 @@ from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model
 from edgellm.lookup import Lookup
 from edgellm.sampling import Sampler, SamplingParams
+from edgellm.scheduler import Progress, Scheduler
+from edgellm.sequence import Sequence as Tokens
 from edgellm.step import Step
 from edgellm.text_stream import StopStrings, TextStream
 from edgellm.tokenizer import Tokenizer
@@ -230,20 +232,92 @@ class Model:
         **sampling: Any,
     ) -> Stream:
         """As `stream`, from at least one token id; with `slot` in that slot's cache, without in one that is idle."""
+        request = self._request(prompt_ids, max_tokens, stop, ignore_eos, speculate, _params(sampling))
+        return Stream(self._answer(request, slot), request.completion)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        speculate: int = 0,
+        at_once: int = 16,
+        **sampling: Any,
+    ) -> list[Completion]:
+        """Continue many texts, up to `at_once` of them in each step of the model: what `generate` gives for each.
+
+        Takes what `stream` takes, for all alike. A place that becomes free goes to the next prompt; what prompts begin
+        with alike is evaluated once. Each sequence under way takes the memory of its own cache. Raises
+        ContextOverflowError before it begins when one does not fit.
+        """
+        params = _params(sampling)
+        ids = [self.tokenize(prompt) for prompt in prompts]
+        return self._batch(
+            [self._request(each, max_tokens, stop, ignore_eos, speculate, params) for each in ids], at_once
+        )
+
+    def generate_many(
+        self,
+        prompt: str,
+        n: int,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        speculate: int = 0,
+        at_once: int = 16,
+        **sampling: Any,
+    ) -> list[Completion]:
+        """`n` answers to one prompt, which is evaluated once; with a seed, that of the i-th is seed + i from 0 on."""
+        params, ids = _params(sampling), self.tokenize(prompt)
+        if n < 1:
+            raise ArgumentError(f"n is {n}; expected 1 answer or more")
+        each = [params if params.seed is None else replace(params, seed=params.seed + i) for i in range(n)]
+        return self._batch(
+            [self._request(ids, max_tokens, stop, ignore_eos, speculate, params) for params in each], at_once
+        )
+
+    def _batch(self, requests: list[_Request], at_once: int) -> list[Completion]:
+        self._check_open()
+        scheduler = Scheduler(self._backend, self.context_length, at_once)
+        try:
+            under_way = {request.submit(scheduler): request for request in requests}
+            while scheduler.is_busy:
+                for progress in scheduler.step():
+                    under_way[progress.sequence].follow(progress, scheduler)
+        finally:
+            scheduler.close()
+        return [request.completion for request in requests]
+
+    def _request(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int | None,
+        stop: Sequence[str],
+        ignore_eos: bool,
+        speculate: int,
+        params: SamplingParams,
+    ) -> _Request:
         self._check_ids(prompt_ids)
         check_room(len(prompt_ids), max_tokens or 0, self.context_length)
         if speculate < 0:
             raise ArgumentError(f"speculate is {speculate}; expected 0 or more tokens")
-        sampler, stops = self._sampler(_params(sampling)), StopStrings([stop] if isinstance(stop, str) else list(stop))
-        completion = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
-        ends = () if ignore_eos else self.info.eos_ids
-        request = _Request(completion, sampler, stops, max_tokens, ends, Lookup(speculate) if speculate else None)
-        return Stream(self._answer(request, slot), completion)
+        return _Request(
+            Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids))),
+            self._sampler(params),
+            StopStrings([stop] if isinstance(stop, str) else list(stop)),
+            TextStream(self.tokenizer, prompt_ids),
+            max_tokens,
+            () if ignore_eos else self.info.eos_ids,
+            Lookup(speculate) if speculate else None,
+        )
 
     def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
         used = slot or self._borrow()
         try:
-            yield from request.pieces(used, self.tokenizer)
+            yield from request.pieces(used)
         finally:
             if slot is None:
                 self._give_back(used)
@@ -267,8 +341,7 @@ class Model:
 
     def open_slot(self) -> Slot:
         """A slot of one's own, for a conversation that keeps its cache; raises EdgeError after `close`."""
-        if self._closed:
-            raise EdgeError(f"the model {self.info.name} is closed; load it again")
+        self._check_open()
         return Slot(self._backend, self.context_length)
 
     def chat(self, system: str | None = None) -> Chat:
@@ -307,6 +380,10 @@ class Model:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EdgeError(f"the model {self.info.name} is closed; load it again")
+
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not len(ids):
             raise ArgumentError("there are no tokens to begin with, and this model adds none; give some text")
@@ -321,32 +398,68 @@ class _Request:
     completion: Completion
     sampler: Sampler
     stops: StopStrings
+    text: TextStream
     max_tokens: int | None
     ends: Sequence[int]
     lookup: Lookup | None
     started: float = field(default_factory=time.perf_counter)
 
-    def pieces(self, slot: Slot, tokenizer: Tokenizer) -> Iterator[Piece]:
-        done, text = self.completion, TextStream(tokenizer, self.completion.prompt_ids)
+    def pieces(self, slot: Slot) -> Iterator[Piece]:
+        """The answer, made in a slot of its own."""
+        done = self.completion
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
         for id in generate(slot, done.prompt_ids, self.sampler, self.max_tokens, self.lookup):
-            self._clock()
-            if id in self.ends:
-                done.finish_reason = "stop"
+            shown = self._push(id)
+            if shown is None:
                 break
-            done.ids.append(id)
-            shown, stopped = self.stops.push(text.push(id))
-            done.text += shown
             yield Piece(shown, id)
-            if stopped:
-                done.finish_reason = "stop"
+            if done.finish_reason == "stop":
                 return
         else:
             done.finish_reason = "length"
-        rest, _ = self.stops.push(text.flush())
+        yield Piece(self._rest(), None)
+
+    def submit(self, scheduler: Scheduler) -> Tokens:
+        """The answer's sequence, made beside others; it is to be followed."""
+        return scheduler.submit(
+            self.completion.prompt_ids, self.sampler, self.max_tokens, ends=self.ends, lookup=self.lookup
+        )
+
+    def follow(self, progress: Progress, scheduler: Scheduler) -> None:
+        """Take in what a step brought; raises what the sampler did."""
+        done, sequence = self.completion, progress.sequence
+        done.timings.cached_tokens = sequence.n_cached
+        if sequence.error:
+            raise sequence.error
+        for id in progress.ids:
+            if done.finish_reason != "stop":
+                self._push(id)
+        if done.finish_reason == "stop" and not progress.finish_reason:
+            scheduler.cancel(sequence)
+        elif progress.finish_reason:
+            done.finish_reason = "stop" if done.finish_reason == "stop" else progress.finish_reason
+            self._rest()
+
+    def _push(self, id: int) -> str | None:
+        """The text that a token makes certain; None for one that ends the answer."""
+        self._clock()
+        done = self.completion
+        if id in self.ends:
+            done.finish_reason = "stop"
+            return None
+        done.ids.append(id)
+        shown, stopped = self.stops.push(self.text.push(id))
+        done.text += shown
+        if stopped:
+            done.finish_reason = "stop"
+        return shown
+
+    def _rest(self) -> str:
+        """What was held back; nothing after a stop string."""
+        rest, _ = self.stops.push(self.text.flush())
         rest += self.stops.flush()
-        done.text += rest
-        yield Piece(rest, None)
+        self.completion.text += rest
+        return rest
 
     def _clock(self) -> None:
         timings, now = self.completion.timings, time.perf_counter()
@@ -384,6 +497,10 @@ class _Locked:
     def trim(self, slot: int, length: int) -> int:
         with self._lock:
             return self._backend.trim(slot, length)
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        with self._lock:
+            return self._backend.copy(source, target, length)
 
     def close(self) -> None:
         with self._lock:

@@ -80,8 +80,8 @@ def _sampling(flags: str, name: str, kind: Any, default: Any, text: str) -> Call
     )  # fmt: skip
 
 
-def _samplers(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(";") if name.strip()]
+def _samplers(ctx: click.Context, param: click.Parameter, text: str) -> list[str]:
+    return [name.strip() for name in text.split(";") if name.strip()]
 
 
 def _biases(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> dict[int, float]:
@@ -95,11 +95,12 @@ def _biases(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) ->
     return biases
 
 
-def _breakers(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[str] | None:
-    """None for none given; the word "none" alone for no breakers, as llama.cpp has it."""
-    return [text for text in texts if text != "none"] if texts else None
+def _breakers(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[str]:
+    """The word "none" is for no breakers, as llama.cpp has it."""
+    return [text for text in texts if text != "none"]
 
 
+SAMPLERS = "penalties; dry; top_n_sigma; top_k; typ_p; top_p; min_p; xtc; temperature"
 POSITIVE, SHARE, COUNT = click.FloatRange(0), click.FloatRange(0, 1), click.IntRange(0)
 ABOVE_0 = click.FloatRange(0, min_open=True)
 
@@ -136,7 +137,8 @@ sampling_options = _stack(
     _sampling("--dry-allowed-length", "dry_allowed_length", COUNT, 2, "Repeats of so many tokens cost the multiplier."),
     _sampling("--dry-penalty-last-n", "dry_penalty_last_n", COUNT, 64, "Tokens in which repeats are looked for."),
     click.option("--dry-sequence-breaker", "dry_sequence_breakers", cls=SamplingOption, multiple=True, metavar="TEXT",
-                 callback=_breakers, help="No repeat goes beyond this text; may be repeated. [default: \\n : \" *]"),
+                 callback=_breakers, default=["\n", ":", '"', "*"], show_default='\\n : " *',
+                 help="No repeat goes beyond this text; may be repeated."),
     click.option("--mirostat", cls=SamplingOption, type=click.Choice([0, 2]), default=0,
                  show_default=True, help="2 holds the surprise of the text, in place of other samplers."),
     _sampling("--mirostat-ent", "mirostat_tau", POSITIVE, 5.0, "Bits of surprise that a token should have."),
@@ -144,17 +146,16 @@ sampling_options = _stack(
     click.option("--logit-bias", cls=SamplingOption, multiple=True, metavar="ID+F", callback=_biases,
                  help="Add F to a token's logit, ID-F takes it off, ID-inf excludes it; may be repeated."),
     click.option("--samplers", cls=SamplingOption, metavar="NAMES", callback=_samplers,
-                 help="Samplers in their order.  [default: penalties; dry; top_n_sigma; top_k; typ_p; top_p; min_p; "
-                      "xtc; temperature]"),
+                 default=SAMPLERS, show_default=True, help="Samplers in their order."),
 )  # fmt: skip
 
 
 def answer_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of Model.stream, out of a command's parsed options; what is None was not given."""
+    """The keyword arguments of Model.stream, out of a command's parsed options."""
     params = click.get_current_context().command.params
     sampling = [str(param.name) for param in params if isinstance(param, SamplingOption)]
     keys = ("max_tokens", "stop", "ignore_eos", "speculate", *sampling)
-    return {key: options[key] for key in keys if options[key] is not None}
+    return {key: options[key] for key in keys}
 
 
 def load_model(model: str, options: dict[str, Any]) -> Model:

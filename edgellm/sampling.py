@@ -86,13 +86,19 @@ class SamplingParams:
             raise ArgumentError(f"mirostat is {self.mirostat}; expected 2, or 0 for none")
         if bad := [bias for bias in self.logit_bias.values() if not bias < math.inf]:
             raise ArgumentError(f"a logit_bias is {bad[0]}; expected a number, or -inf to exclude a token")
+
+        if bad := [id for id in self.logit_bias if not isinstance(id, int)]:
+            raise ArgumentError(f"logit_bias has {bad[0]!r}; expected ids of tokens, as numbers")
+        for name in ("samplers", "dry_sequence_breakers"):
+            if isinstance(getattr(self, name), str):
+                raise ArgumentError(f"{name} has {getattr(self, name)!r}; expected a list of texts")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_samplers()
 
     def _check_samplers(self) -> None:
         """What was asked for is applied, or refused: nothing is left out in silence."""
-        if isinstance(self.samplers, str) or (unknown := [name for name in self.samplers if name not in STAGES]):
-            found = self.samplers if isinstance(self.samplers, str) else unknown[0]
-            raise ArgumentError(f"samplers has {found!r}; expected a list of: {', '.join(ORDER)}")
+        if unknown := [name for name in self.samplers if name not in STAGES]:
+            raise ArgumentError(f"samplers has {unknown[0]!r}; expected a list of: {', '.join(ORDER)}")
         if len(set(self.samplers)) < len(self.samplers):
             raise ArgumentError(f"samplers names one twice: {', '.join(self.samplers)}")
         used = ("temperature",) if self.mirostat else self.samplers
