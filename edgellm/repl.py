@@ -127,7 +127,7 @@ class Repl:
         elif name == "think":
             self._screen.shows_thoughts = _switch(value)
         else:
-            self._settings = checked({**self._settings, name: parsed(value)})
+            self._settings = checked({**self._settings, name: parsed(name, value)})
 
     def show(self, rest: str) -> None:
         """the model, and the messages so far."""
@@ -208,7 +208,7 @@ class Repl:
 
     def _load(self, path: Path) -> None:
         found = session.read(path, self._model.fingerprint)
-        self._settings = checked({**self._settings, **found.settings})
+        self._settings = checked({**self._settings, **restored(found.settings)})
         self._chat.messages = found.messages
         self._screen.note(f"(loaded {len(found.messages)} messages from {path})")
 
@@ -262,17 +262,28 @@ def words(rest: str, name: str, most: int | None = None) -> list[str]:
     return found
 
 
-def parsed(value: str) -> Any:
+def parsed(name: str, value: str) -> Any:
     """A setting's value: JSON, or else text."""
     try:
-        return json.loads(value)
+        return restored({name: json.loads(value)})[name]
     except ValueError:
         return value
 
 
-OTHERS: dict[str, type | tuple[type, ...]] = {
-    "max_tokens": (int, type(None)), "stop": list, "ignore_eos": bool, "speculate": int,
+def restored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings out of JSON, which has no numbers as keys; raises ValueError for keys that are none."""
+    bias = settings.get("logit_bias")
+    if isinstance(bias, dict):
+        return {**settings, "logit_bias": {int(id): value for id, value in bias.items()}}
+    return settings
+
+
+TEXT = (str, type(None))
+OTHERS: dict[str, tuple[type, ...]] = {
+    "max_tokens": (int, type(None)), "stop": (list, tuple), "ignore_eos": (bool,), "speculate": (int,),
+    "json_schema": (dict, bool, *TEXT), "regex": TEXT, "choices": (list, type(None)), "grammar": TEXT,
 }  # fmt: skip
+"""Settings that are not SamplingParams', and what they may be."""
 
 
 def checked(settings: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +297,8 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
                 + ("" if near else ", ".join(sorted(sampling | OTHERS.keys())))
             )
         if name in OTHERS and not isinstance(value, OTHERS[name]):
-            raise ArgumentError(f"{name} is {value!r}; expected {'a list of text' if name == 'stop' else 'a number'}")
+            kinds = " or ".join(kind.__name__ for kind in OTHERS[name] if kind is not type(None))
+            raise ArgumentError(f"{name} is {value!r}; expected JSON of the kind {kinds}")
         if name in sampling:
             _check_sampling(name, value)
     return settings

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import BUNDLED, shared
 
+from edgellm.commands import generate
+from edgellm.options import SamplingOption
+from edgellm.sampling import SamplingParams
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -94,6 +98,15 @@ def test_generate_json():
     assert done["prompt_ids"][0] == 1
 
 
+def test_several_answers():
+    arguments = ["generate", "Once", "-m", "stories260k", "-n", 8, "--seed", 3, "--temp", 1.5]
+    lines = edgellm(*arguments, "--answers", 3, "--json").stdout.splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    assert len(set(texts)) == 3
+    assert edgellm(*arguments).stdout == f"{texts[0]}\n"
+    assert edgellm(*arguments, "--answers", 3).stdout == "".join(f"{i + 1}:{text}\n" for i, text in enumerate(texts))
+
+
 def test_sampling_options_reach_the_sampler():
     def said(*options):
         return edgellm("generate", "Once", "-m", "stories260k", "-n", 12, *options).stdout
@@ -103,7 +116,30 @@ def test_sampling_options_reach_the_sampler():
     assert said("--min-p", 1, "--top-k", 0, "--top-p", 1, "--temp", 2) == greedy
     assert said("--top-p", 0, "--temp", 2) == greedy
     assert said("--temp", 2, "--seed", 1) == said("--temp", 2, "--seed", 1) != said("--temp", 2, "--seed", 2)
-    assert said("--temp", 0, "--repeat-penalty", 3) != greedy
+    for changes in (["--repeat-penalty", 3], ["--presence-penalty", -9],
+                    ["--frequency-penalty", -9, "--repeat-last-n", 8], ["--logit-bias", "412+99"],
+                    ["--xtc-probability", 1, "--xtc-threshold", 0.01],
+                    ["--dry-multiplier", 99, "--dry-allowed-length", 0, "--dry-sequence-breaker", "none"],
+                    ["--dynatemp-range", 9, "--dynatemp-exp", 0.1, "--seed", 1]):  # fmt: skip
+        assert said("--temp", 0, *changes) != greedy
+    assert said("--temp", 2, "--seed", 1, "--typical", 0) == said("--temp", 2, "--seed", 2, "--typical", 0)
+    assert said("--temp", 2, "--top-nsigma", 0.01) == greedy
+    assert said("--mirostat", 2, "--mirostat-ent", 0.001) == greedy
+    assert said("--samplers", "top_k;min_p", "--top-k", 1) == greedy
+
+
+def test_sampling_options_that_are_wrong():
+    arguments = ["generate", "Once", "-m", "stories260k"]
+    assert "'7' is no bias" in edgellm(*arguments, "--logit-bias", "7", code=2).stderr
+    assert "samplers has 'topk'; expected" in edgellm(*arguments, "--samplers", "topk", code=2).stderr
+    assert "top_k is 3, but mirostat" in edgellm(*arguments, "--mirostat", 2, "--top-k", 3, code=2).stderr
+
+
+def test_defaults_of_sampling_options_are_those_of_python():
+    context = generate.command.make_context("generate", ["Once"])
+    params = {param.name for param in generate.command.params if isinstance(param, SamplingOption)}
+    assert params == SamplingParams.__dataclass_fields__.keys()
+    assert SamplingParams(**{name: context.params[name] for name in params}) == SamplingParams()
 
 
 def test_tokenize():

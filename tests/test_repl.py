@@ -114,8 +114,9 @@ def test_settings(repl):
     assert "stop is 'x'" in typed(repl, "/set stop x")[0]
     assert "think is 'maybe'" in typed(repl, "/set think maybe")[0]
     assert repl._settings["temperature"] == 0.5
-    assert parsed("0.5") == 0.5
-    assert parsed("a b") == "a b"
+    assert parsed("temperature", "0.5") == 0.5
+    assert parsed("regex", "a b") == "a b"
+    assert parsed("logit_bias", '{"5": -1}') == {5: -1}
     with pytest.raises(ArgumentError, match="temperature"):
         checked({"temperature": [1]})
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgellm.options import (
+    Grouped,
     answer_options,
     load_model,
     model_option,
@@ -19,7 +20,7 @@ from edgellm.options import (
 )
 
 
-@click.command()
+@click.command(cls=Grouped)
 @click.argument("prompt", required=False)
 @model_option
 @click.option("--system", metavar="TEXT", help="What the model is told before the first message.")
