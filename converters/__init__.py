@@ -125,7 +125,7 @@ def convert(
 
     `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
     quantized sources are kept and others become q4m. The matrix that computes the logits stays at 8 bits in the 4-bit
-    formats, vectors stay float32.
+    formats; vectors, short convolutions and the routers of experts stay float32.
     """
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
