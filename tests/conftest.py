@@ -55,6 +55,16 @@ def smollm2(smollm2_path) -> Model:
 
 
 @pytest.fixture(scope="session")
+def gemma3() -> Model:
+    try:
+        path = store.pull("gemma3-270m")
+    except DownloadError as error:
+        pytest.skip(f"Gemma 3 cannot be fetched: {error}")
+    with Model(path, backend="reference") as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The checkpoint that SmolLM2 is converted from."""
     entry = catalog.get("smollm2")
