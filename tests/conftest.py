@@ -54,6 +54,16 @@ def smollm2(smollm2_path) -> Model:
         yield model
 
 
+@pytest.fixture(scope="session")
+def gemma3() -> Model:
+    try:
+        path = store.pull("gemma3-270m")
+    except DownloadError as error:
+        pytest.skip(f"Gemma 3 cannot be fetched: {error}")
+    with Model(path, backend="reference") as model:
+        yield model
+
+
 def checkpoint(name: str) -> Path:
     """The GGUF that a known model is converted from, fetched once."""
     entry = catalog.get(name)

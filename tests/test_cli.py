@@ -262,7 +262,6 @@ ERRORS = {
     "context too long": (["generate", "x", *SLOW, "--ctx", 9999], 2, "1 to 512"),
     "no chat template": (["chat", "hi", *SLOW], 9, "chat template"),
     "not a .edge file": (["show", str(ROOT / "README.md")], 6, r"README\.md is no model"),
-    "unsupported model": (["pull", "gemma3-270m"], 5, "'gemma3' is not supported"),
     "wrong target": (["convert", str(BUNDLED), "x.gguf"], 2, r"must end in \.edge"),
     "already converted": (["convert", str(BUNDLED), "x.edge"], 5, "not a checkpoint"),
     "no folder": (["convert", str(BUNDLED), "no/x.edge"], 2, "does not exist"),
