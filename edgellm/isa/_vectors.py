@@ -17,9 +17,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
+from edgellm.isa import host
 from edgellm.isa._llvm import (
     BYTES,
-    CODES,
     F16,
     F32,
     FLOATS,
@@ -36,6 +36,7 @@ from edgellm.isa._llvm import (
     splat,
     store,
 )  # fmt: skip
+from edgellm.isa._quantize import quantize_64
 
 
 class Vec(types.Type):  # type: ignore[misc]
@@ -85,23 +86,6 @@ def _tree(b: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], Any]) -> A
 
 def _maximum(b: ir.IRBuilder) -> Callable[[Any, Any], Any]:
     return lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y)
-
-
-def _largest(b: ir.IRBuilder, x: Any) -> Any:
-    """The largest |lane|, or NaN if one is: as integers, floats of one sign are in order, and NaN is above them all."""
-    sizes = b.and_(b.bitcast(x, INTS), constant(INTS, 0x7FFFFFFF))
-    return b.bitcast(_tree(b, sizes, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
-
-
-def _to_codes(b: ir.IRBuilder, p: Any, x: Any) -> None:
-    """Round to the nearest int8 and store 16 of them."""
-    rounded = call(b, "llvm.rint.v16f32", FLOATS, x)
-    store(b, p, b.trunc(b.fptosi(rounded, INTS), CODES))
-
-
-def _codes_sum(b: ir.IRBuilder, p: Any) -> Any:
-    """Sum of 16 stored int8."""
-    return _tree(b, b.sext(load(b, p, CODES), INTS), b.add)
 
 
 def _exp(b: ir.IRBuilder, x: Any) -> Any:
@@ -161,8 +145,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
         "load_f16": operation(lambda b, p: b.fpext(load(b, p, HALVES), FLOATS), F, ADDRESS),
         "store_f32": operation(store, types.void, ADDRESS, F),
         "store_f16": operation(lambda b, p, x: store(b, p, b.fptrunc(x, HALVES)), types.void, ADDRESS, F),
-        "store_codes": operation(_to_codes, types.void, ADDRESS, F),
-        "codes_sum": operation(_codes_sum, INT, ADDRESS),
+        "quantize_64": operation(quantize_64, types.void, ADDRESS, ADDRESS),
         "splat_i32": operation(lambda b, p: splat(b, load(b, p, I32)), N, ADDRESS),
         "splat_f32": operation(lambda b, p: splat(b, load(b, p, F32)), F, ADDRESS),
         "fill": operation(splat, F, FLOAT),
@@ -184,9 +167,9 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
             lambda b, x, y, z: b.select(b.fcmp_ordered(">", x, constant(FLOATS, 0.0)), y, z), F, F, F, F
         ),
         "lanes_sum": operation(lambda b, x: _tree(b, x, b.fadd), FLOAT, F),
-        "lanes_largest": operation(_largest, FLOAT, F),
         "lanes_max": operation(lambda b, x: _tree(b, x, _maximum(b)), FLOAT, F),
         "prefetch": operation(_prefetch, types.void, ADDRESS),
+        "fetched_lines": operation(lambda b: I64(2 if host()[1].startswith("znver") else 1), ADDRESS),
     }
     return scalars | vectors
 
