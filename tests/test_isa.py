@@ -69,6 +69,20 @@ def codes(n, x, out):
         quantize_64(x + 256 * i, out + 120 * i)
 
 
+def sums(n, x, factors, out_1, out_4, counts):
+    """For one query, and for four: n products of vectors and factors added up, from 0, then from these sums."""
+    one, four = zeros_1(), zeros_4()
+    for _ in range(2):
+        for i in range(n):
+            one = fma_1(one, x + 2 * i, 2 * n + 32, factors + 4 * i, 4 * n)
+            four = fma_4(four, x + 2 * i, 2 * n + 32, factors + 4 * i, 4 * n)
+        store_1(out_1, 512, one)
+        store_4(out_4, 512, four)
+        one, four = load_1(out_1, 512), load_4(out_4, 512)
+    set_i64(counts, vectors_1())
+    set_i64(counts + 8, vectors_4())
+
+
 def firsts(x, y, out):
     """The first 0 to 16 lanes of x, the others of y."""
     for count in range(17):
@@ -100,13 +114,13 @@ def scalars(x, out):
     set_i64(out + 24, fetched_lines())
 
 
-BODIES = (dots, floats, folds, codes, firsts, halves, singles, scalars)
+BODIES = (dots, floats, folds, codes, sums, firsts, halves, singles, scalars)
 
 
 @cache
 def bound(name):
     found = isa.get(name)
-    return primitives(found.dot4, found.dot4_u8)
+    return primitives(found.dot4, found.dot4_u8, found.ROWS)
 
 
 @cache
@@ -249,6 +263,30 @@ def test_float_operations(name):
     }  # fmt: skip
     for operation, values in expected.items():
         np.testing.assert_array_equal(result[operation], values, err_msg=operation)
+
+
+@pytest.mark.parametrize("name", [*isa.runnable(), "plain"])
+def test_sums_of_some_queries(name, rng):
+    """As fma has them one after the other; nothing else is written."""
+    n = 30
+    x, factors = rng.standard_normal((8, n + 16)).astype(np.float16), rng.standard_normal((4, n)).astype(np.float32)
+    out, counts = np.full((2, 4, 8, LANES), np.nan, np.float32), np.zeros(2, np.int64)
+    arrays = n, x, factors, out[0], out[1], counts
+    if name == "plain":
+        body = FunctionType(sums.__code__, {**globals(), **vars(plain)}, sums.__name__)
+        body(*(a if isinstance(a, int) else a.ctypes.data for a in arrays))
+    else:
+        run(sums, name, *arrays)
+    expected = np.zeros((4, 8, LANES), np.float32)
+    for i in [*range(n)] * 2:
+        exact = x[None, :, i : i + LANES].astype(np.float64) * factors[:, i, None, None] + expected
+        expected = exact.astype(np.float32)
+    for found, queries, count in zip(out, (1, 4), counts, strict=True):
+        np.testing.assert_array_equal(found[:queries, :count], expected[:queries, :count])
+        assert np.isnan(found[queries:]).all()
+        assert np.isnan(found[:, count:]).all()
+    if name != "plain":
+        assert tuple(counts) == (4, isa.get(name).ROWS // 4)
 
 
 def test_fma_rounds_once(name):
@@ -463,5 +501,5 @@ def test_cpus_that_fetch_a_lines_neighbour(cpu, lines, monkeypatch):
     monkeypatch.setattr(vectors, "host", lambda: ("", cpu, ""))
     from numba import njit
 
-    found = primitives(isa.get("generic").dot4, isa.get("generic").dot4_u8)["fetched_lines"]
+    found = primitives(isa.get("generic").dot4, isa.get("generic").dot4_u8, 4)["fetched_lines"]
     assert njit(lambda: found())() == lines

@@ -71,6 +71,7 @@ def operation(emit: Callable[..., Any], result: Any, *arguments: Any) -> Any:
         lambda _, a, b: typed,
         lambda _, a, b, c: typed,
         lambda _, a, b, c, d: typed,
+        lambda _, a, b, c, d, e: typed,
     ]
     return intrinsic(by_arity[len(arguments)])
 
@@ -120,10 +121,11 @@ def _first(b: ir.IRBuilder, count: Any, x: Any, other: Any) -> Any:
     return b.select(b.icmp_signed("<", lanes, splat(b, count)), x, other)
 
 
-def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[str, Any]:
+def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int) -> dict[str, Any]:
     """The operations of an ISA by the names that kernels call them.
 
     dot4(builder, acc, u, s): acc[row] + sum over 4 of u * s, u unsigned bytes below 16, s signed; dot4_u8 for any u.
+    rows: vectors of sums that the registers hold.
     """
     fma = "llvm.fma.v16f32"
     scalars = {
@@ -171,7 +173,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
         "prefetch": operation(_prefetch, types.void, ADDRESS),
         "fetched_lines": operation(lambda b: I64(2 if host()[1].startswith("znver") else 1), ADDRESS),
     }
-    return scalars | vectors
+    return scalars | vectors | sums_primitives(4, rows // 4) | sums_primitives(1, 4)
 
 
 class Rows(types.Type):  # type: ignore[misc]
@@ -186,6 +188,48 @@ class Rows(types.Type):  # type: ignore[misc]
 class _RowsModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, rows: Rows) -> None:
         super().__init__(manager, rows, rows.llvm)
+
+
+def sums_primitives(queries: int, n: int) -> dict[str, Any]:
+    """The operations of attention on sums in registers: `n` vectors of each of so many queries. Names end with that
+    number. Vector v of query q stands at p + q * step + 64 * v."""
+    sums, places = Rows(F, queries * n), [(query, v) for query in range(queries) for v in range(n)]
+
+    def gathered(b: ir.IRBuilder, vectors: list[Any]) -> Any:
+        rows = ir.Constant(sums.llvm, ir.Undefined)
+        for i, vector in enumerate(vectors):
+            rows = b.insert_value(rows, vector, i)
+        return rows
+
+    def at(b: ir.IRBuilder, p: Any, step: Any, i: int) -> Any:
+        return b.add(p, b.mul(step, I64(i)))
+
+    def of(b: ir.IRBuilder, p: Any, step: Any, query: int, v: int) -> Any:
+        return b.add(at(b, p, step, query), I64(64 * v))
+
+    def loaded(b: ir.IRBuilder, p: Any, step: Any) -> Any:
+        return gathered(b, [load(b, of(b, p, step, *place), FLOATS) for place in places])
+
+    def stored(b: ir.IRBuilder, p: Any, step: Any, rows: Any) -> None:
+        for i, place in enumerate(places):
+            store(b, of(b, p, step, *place), b.extract_value(rows, i))
+
+    def fma(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
+        vectors = [b.fpext(load(b, at(b, x, x_step, v), HALVES), FLOATS) for v in range(n)]
+        factors = [splat(b, load(b, at(b, factor, factor_step, query), F32)) for query in range(queries)]
+        return gathered(b, [
+            call(b, "llvm.fma.v16f32", FLOATS, vectors[v], factors[query], b.extract_value(rows, i))
+            for i, (query, v) in enumerate(places)
+        ])  # fmt: skip
+
+    primitives = {
+        "vectors": operation(lambda b: I64(n), ADDRESS),
+        "zeros": operation(lambda b: gathered(b, [constant(FLOATS, 0.0)] * len(places)), sums),
+        "load": operation(loaded, sums, ADDRESS, ADDRESS),
+        "store": operation(stored, types.void, ADDRESS, ADDRESS, sums),
+        "fma": operation(fma, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
+    }
+    return {f"{name}_{queries}": primitive for name, primitive in primitives.items()}
 
 
 def row_primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], count: int) -> dict[str, Any]:

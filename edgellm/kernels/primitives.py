@@ -13,6 +13,7 @@ import numpy as np
 
 LANES = 16
 SMALLEST = 1e-36
+VECTORS = 2
 COUNT = 1
 """Rows of a dot kernel, where it is not compiled for another number."""
 
@@ -227,6 +228,44 @@ def rows_fma(acc: Any, w: Any, p: int) -> Any:
 
 def store_rows(p: int, acc: Any) -> None:
     _at(p, np.float32, COUNT * LANES)[:] = acc.reshape(-1)
+
+
+# Sums of some queries, VECTORS of each; the functions for one query and for four are alike.
+
+
+def vectors_1() -> int:
+    return VECTORS
+
+
+def zeros_1(queries: int = 1) -> Any:
+    return np.zeros((queries, VECTORS, LANES), np.float32)
+
+
+def load_1(p: int, step: int, queries: int = 1) -> Any:
+    """Vector v of query q stands at p + q * step + 64 * v."""
+    return np.stack([_at(p + q * step, np.float32, VECTORS * LANES).reshape(VECTORS, LANES) for q in range(queries)])
+
+
+def store_1(p: int, step: int, sums: Any) -> None:
+    for q, vectors in enumerate(sums):
+        _at(p + q * step, np.float32, VECTORS * LANES)[:] = vectors.reshape(-1)
+
+
+def fma_1(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
+    """fma(16 float16 at x + v * x_step, the float32 at factor + q * factor_step, sums[q][v])."""
+    vectors = np.stack([load_f16(x + v * x_step) for v in range(VECTORS)])
+    return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
+
+
+vectors_4, store_4, fma_4 = vectors_1, store_1, fma_1
+
+
+def zeros_4() -> Any:
+    return zeros_1(4)
+
+
+def load_4(p: int, step: int) -> Any:
+    return load_1(p, step, 4)
 
 
 def call_op(f: Any, record: int, step: int, thread: int, n_threads: int) -> None:
