@@ -92,24 +92,36 @@ def rope_from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
     Tensors of divisors stand in it as lists, by their names without ".weight".
     """
+    return {
+        "rope_theta": number(metadata, "rope.freq_base", 10000.0),
+        "rope_scaling": _scaling_from_gguf(metadata),
+    }
+
+
+def _scaling_from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     factor = metadata.get("rope.scaling.factor", metadata.get("rope.scale_linear"))
     kind = metadata.get("rope.scaling.type", "none" if factor is None else "linear")
-    rope = {
+    if "rope_factors_long" in metadata:
+        kind = "longrope"
+    if "rope_freqs" in metadata:
+        if kind != "none":
+            raise UnsupportedError(f"rope scaling {kind!r} together with the tensor rope_freqs.weight is not supported")
+        return {"type": "factors", "factors": metadata["rope_freqs"]}
+    if kind == "none":
+        return None
+    log_multiplier, attention = (metadata.get(f"rope.scaling.{key}") for key in ("yarn_log_multiplier", "attn_factor"))
+    given = {
         "factor": factor,
-        TRAINED: metadata.get("rope.scaling.original_context_length", metadata.get("context_length")),
+        TRAINED: metadata.get("rope.scaling.original_context_length"),
         "beta_fast": metadata.get("rope.scaling.yarn_beta_fast"),
         "beta_slow": metadata.get("rope.scaling.yarn_beta_slow"),
-        "mscale": metadata.get("rope.scaling.yarn_log_multiplier") and 1.0,
-        "mscale_all_dim": metadata.get("rope.scaling.yarn_log_multiplier"),
+        "mscale": log_multiplier and 1.0,
+        "mscale_all_dim": log_multiplier,
         "short_factor": metadata.get("rope_factors_short"),
         "long_factor": metadata.get("rope_factors_long"),
+        "attention_factor": attention if kind == "longrope" else None,
     }
-    divisors, scaling = metadata.get("rope_freqs"), None
-    if divisors is not None:
-        scaling = {"type": "factors", "factors": divisors}
-    elif kind != "none":
-        scaling = _scaling(kind, metadata, rope)
-    return {"rope_theta": number(metadata, "rope.freq_base", 10000.0), "rope_scaling": scaling}
+    return _scaling(kind, {"max_position_embeddings": metadata.get("context_length")}, given)
 
 
 def _divisors(base: Any, theta: float, scaling: Mapping[str, Any] | None, context_length: int) -> Any:

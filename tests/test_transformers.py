@@ -3,7 +3,6 @@
 tests/golden/transformers_cases.py has made what is expected, and says how.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from edgellm.converters.naming import parts
 from edgellm.loading import open_model
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
-from transformers_cases import CASES, GOLDEN, IDS, N_GREEDY, N_PROMPT, write_folder
+from transformers_cases import CASES, IDS, N_GREEDY, N_PROMPT, expected, write_folder
 
-EXPECTED = {name: case for path in GOLDEN.glob("*.json") for name, case in json.loads(path.read_text()).items()}
+EXPECTED = expected()
 
 
 @pytest.fixture(scope="session")
