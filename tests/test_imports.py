@@ -15,7 +15,7 @@ ROOT = Path(edgellm.__file__).parents[1]
 LAYERS = [
     ["errors", "arrays"],
     ["config", "quant", "home", "footprint"],
-    ["tensor", "rope", "step", "catalog", "shared", "text_stream", "template_sandbox", "bpe"],
+    ["tensor", "rope", "step", "catalog", "shared", "text_stream", "template_sandbox", "bpe", "tasks"],
     ["ops", "file", "tokenizer", "download", "isa"],
     ["architectures", "chat_template", "store"],
     ["cache", "loading", "kernels", "plan"],
@@ -28,7 +28,7 @@ LAYERS = [
     ["scheduler"],
     ["api"],
     ["chat", "perplexity", "bench", "session", "screen"],
-    ["repl"],
+    ["repl", "evaluation"],
     ["options"],
     ["commands"],
     ["cli"],
