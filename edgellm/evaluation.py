@@ -12,7 +12,7 @@ from edgellm.backends import best_tokens
 from edgellm.errors import ArgumentError, ContextOverflowError
 from edgellm.generate import Slot, evaluate
 from edgellm.perplexity import token_losses
-from edgellm.sampling import checked
+from edgellm.samplers import checked
 from edgellm.tasks import Answer, Question
 
 LANES = 16
