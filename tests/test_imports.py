@@ -23,6 +23,7 @@ LAYERS = [
     ["samplers", "breakers", "lookup"],
     ["sampling"],
     ["structured"],
+    ["tools"],
     ["sequence"],
     ["generate"],
     ["scheduler"],
