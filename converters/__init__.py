@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from edgellm import architectures, quant
+from edgellm import architectures, bpe, quant
 from edgellm.arrays import F32, U8, Array
 from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError, UnsupportedError
 from edgellm.file import ModelInfo, TensorSpec, Writer, pad_vector
@@ -125,7 +125,7 @@ def convert(
 
     `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
     quantized sources are kept and others become q4m. The matrix that computes the logits stays at 8 bits in the 4-bit
-    formats, vectors stay float32.
+    formats; vectors, short convolutions and the routers of experts stay float32.
     """
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
@@ -139,11 +139,11 @@ def convert(
     }
     report = Report(str(source), str(target), checkpoint.architecture, recipe)
     info = _model_info(checkpoint, recipe, name, license, origin)
-    total = sum(math.prod(shape) for shape in shapes.values())
+    total, tables = sum(math.prod(shape) for shape in shapes.values()), _tables(checkpoint)
     try:
         with (
             np.errstate(over="ignore", invalid="ignore"),  # _account finds what overflowed
-            Writer(target, info, checkpoint.tokenizer.json, specs) as writer,
+            Writer(target, info, checkpoint.tokenizer.json, specs, tables) as writer,
             click.progressbar(
                 length=total, label=f"Converting {info.name}", file=sys.stderr, hidden=not progress
             ) as bar,
@@ -191,6 +191,16 @@ def _model_info(
         license=license or said.get("license", "unknown"),
         origin=origin or said.get("source") or Path(checkpoint.path).name,
     )
+
+
+def _tables(checkpoint: Checkpoint) -> bytes | None:
+    try:
+        return bpe.tables(checkpoint.tokenizer.json)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.path} cannot be read: {error}; expected a tokenizer.json of the tokenizers "
+            "library: fetch it again"
+        ) from error
 
 
 def _pieces(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> Iterator[tuple[F32, F32, Array]]:

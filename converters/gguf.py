@@ -97,7 +97,7 @@ def read_gguf(path: Path) -> Checkpoint:
     if not found:
         raise CheckpointError(f"{path} holds a vocabulary and no weights; expected a model: choose another file")
     settings = _hyperparameters(file, name, architecture) | _rope_factors(path, found)
-    config = architecture.Config.from_gguf({**settings, "tensors": found.keys()})
+    config = architecture.Config.from_gguf({**settings, "architecture": name, "tensors": found.keys()})
     config = replace(config, tie_embeddings=architecture.GGUF_NAMES["output"] not in found)
     tensors = match_tensors(path, architecture, config, architecture.GGUF_NAMES, found)
     tokenizer = tokenizer_from_gguf(metadata)

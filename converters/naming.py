@@ -122,6 +122,7 @@ def match_tensors(
 
     Raises one CheckpointError that names every tensor that is missing, not of the model, or of another shape.
     """
+    found = {name: _flat(tensor) for name, tensor in found.items()}
     # Before anything is made for each layer: the number comes from the file.
     if config.n_layers > len(found):
         raise CheckpointError(
@@ -140,3 +141,10 @@ def match_tensors(
     if problems:
         raise CheckpointError(f"{path} does not hold the tensors that its config asks for: {'; '.join(problems)}")
     return stack(architecture, config, {part: place.view(found[place.tensor]) for part, place in where.items()})
+
+
+def _flat(tensor: SourceTensor) -> SourceTensor:
+    """A convolution by channel has kernels of (channels, 1, size), which is a matrix."""
+    if len(tensor.shape) == 3 and tensor.shape[1] == 1:
+        return replace(tensor, shape=(tensor.shape[0], tensor.shape[2]))
+    return tensor

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 from edgellm import backends, catalog, store
 from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
+from edgellm.breakers import breakers
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room, generate
-from edgellm.loading import open_model
+from edgellm.loading import open_model, open_tokenizer
 from edgellm.lookup import Lookup
-from edgellm.sampling import Sampler, SamplingParams
+from edgellm.sampling import Chooser, Sampler, SamplingParams
+from edgellm.scheduler import Progress, Scheduler
+from edgellm.sequence import Sequence as Tokens
 from edgellm.step import Step
+from edgellm.structured.constraint import Constraint, GuidedSampler, LogitsProcessor, Vocabulary, grammar_for
+from edgellm.structured.json_schema import JsonSchema
 from edgellm.text_stream import StopStrings, TextStream
-from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgellm.chat import Chat
@@ -64,7 +69,8 @@ class Completion:
     ids: list[int]
     """Tokens generated, without the one that ended the answer; with a stop string, `text` is shorter than they are."""
     finish_reason: str
-    """"stop": the model ended, or a stop string came; "length": max_tokens or the context is used up; "cancelled"."""
+    """"stop": the model ended, the answer is complete, or a stop string came; "length": max_tokens or the context is
+    used up; "cancelled"."""
     prompt_ids: list[int]
     timings: Timings
 
@@ -144,7 +150,7 @@ class Model:
                 store.mark_verified(path)
             self.context_length = allowed_context(context_length, self.config.context_length)
             info = self._file.info
-            self.tokenizer = Tokenizer(self._file.tokenizer_json, info.bos_id, info.eos_ids)
+            self.tokenizer = open_tokenizer(self._file)
         except BaseException:
             self._file.close()
             raise
@@ -155,11 +161,17 @@ class Model:
         )
         self._idle: Slot | None = None
         self._lock, self._closed = threading.Lock(), False
+        self._breakers = lru_cache(8)(partial(breakers, self.tokenizer))
         try:
             self.footprint.check(available_memory(), self.context_length)
         except OutOfMemoryError:
             self.close()
             raise
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's file: another one for other weights, tokenizer or config."""
+        return self._file.fingerprint
 
     @property
     def footprint(self) -> Footprint:
@@ -174,11 +186,26 @@ class Model:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         speculate: int = 0,
+        json_schema: JsonSchema | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
         **sampling: Any,
     ) -> Completion:
         """Continue a text. Takes what `stream` takes; returns when the answer is complete."""
         stream = self.stream(
-            prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, speculate=speculate, **sampling
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            speculate=speculate,
+            json_schema=json_schema,
+            regex=regex,
+            choices=choices,
+            grammar=grammar,
+            logits_processors=logits_processors,
+            **sampling,
         )
         for _ in stream:
             pass
@@ -192,6 +219,11 @@ class Model:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         speculate: int = 0,
+        json_schema: JsonSchema | None = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
         **sampling: Any,
     ) -> Stream:
         """Continue a text, piece by piece. `sampling` are the fields of SamplingParams: temperature, top_k...
@@ -200,6 +232,11 @@ class Model:
         ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
         prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. Raises
         ContextOverflowError before the first piece when they do not fit.
+
+        At most one of `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` and `grammar`
+        (GBNF) says what an answer must be: one that ends by itself is, one that is cut is the beginning of such a one.
+        Raises UnsupportedError, before the first piece, for what cannot be kept to. A logits processor is called with
+        the ids so far and the (vocab_size,) logits of the next token, and returns logits; they are called in order.
         """
         return self.stream_ids(
             self.tokenize(prompt),
@@ -207,38 +244,91 @@ class Model:
             stop=stop,
             ignore_eos=ignore_eos,
             speculate=speculate,
+            json_schema=json_schema,
+            regex=regex,
+            choices=choices,
+            grammar=grammar,
+            logits_processors=logits_processors,
             **sampling,
         )
 
-    def stream_ids(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        speculate: int = 0,
-        slot: Slot | None = None,
-        **sampling: Any,
-    ) -> Stream:
+    def stream_ids(self, prompt_ids: Sequence[int], *, slot: Slot | None = None, **options: Any) -> Stream:
         """As `stream`, from at least one token id; with `slot` in that slot's cache, without in one that is idle."""
+        request = self._request(prompt_ids, _wish(options))
+        return Stream(self._answer(request, slot), request.completion)
+
+    def generate_batch(self, prompts: Sequence[str], *, at_once: int = 16, **options: Any) -> list[Completion]:
+        """Continue many texts, up to `at_once` of them in each step of the model: what `generate` gives for each.
+
+        Takes what `stream` takes, for all alike. A place that becomes free goes to the next prompt; what prompts begin
+        with alike is evaluated once. Each sequence under way takes the memory of its own cache. Raises
+        ContextOverflowError before it begins when one does not fit.
+        """
+        wish, ids = _wish(options), [self.tokenize(prompt) for prompt in prompts]
+        return self._batch([self._request(each, wish) for each in ids], at_once)
+
+    def generate_many(self, prompt: str, n: int, *, at_once: int = 16, **options: Any) -> list[Completion]:
+        """`n` answers to one prompt, which is evaluated once; with a seed, that of the i-th is seed + i from 0 on."""
+        wish, ids = _wish(options), self.tokenize(prompt)
+        if n < 1:
+            raise ArgumentError(f"n is {n}; expected 1 answer or more")
+        seed = wish.params.seed
+        each = [wish.params if seed is None else replace(wish.params, seed=seed + i) for i in range(n)]
+        return self._batch([self._request(ids, replace(wish, params=params)) for params in each], at_once)
+
+    def _batch(self, requests: list[_Request], at_once: int) -> list[Completion]:
+        self._check_open()
+        scheduler = Scheduler(self._backend, self.context_length, at_once)
+        try:
+            under_way = {request.submit(scheduler): request for request in requests}
+            while scheduler.is_busy:
+                for progress in scheduler.step():
+                    under_way[progress.sequence].follow(progress, scheduler)
+        finally:
+            scheduler.close()
+        return [request.completion for request in requests]
+
+    def _request(self, prompt_ids: Sequence[int], wish: _Wish) -> _Request:
         self._check_ids(prompt_ids)
-        check_room(len(prompt_ids), max_tokens or 0, self.context_length)
-        if speculate < 0:
-            raise ArgumentError(f"speculate is {speculate}; expected 0 or more tokens")
-        params, stops = _params(sampling), StopStrings([stop] if isinstance(stop, str) else list(stop))
-        completion = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
-        ends = () if ignore_eos else self.info.eos_ids
-        request = _Request(completion, params, stops, max_tokens, ends, Lookup(speculate) if speculate else None)
-        return Stream(self._answer(request, slot), completion)
+        check_room(len(prompt_ids), wish.max_tokens or 0, self.context_length)
+        if wish.speculate < 0:
+            raise ArgumentError(f"speculate is {wish.speculate}; expected 0 or more tokens")
+        return _Request(
+            Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids))),
+            self._chooser(wish),
+            StopStrings([wish.stop] if isinstance(wish.stop, str) else list(wish.stop)),
+            TextStream(self.tokenizer, prompt_ids),
+            wish.max_tokens,
+            () if wish.ignore_eos else self.info.eos_ids,
+            Lookup(wish.speculate) if wish.speculate else None,
+        )
 
     def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
         used = slot or self._borrow()
         try:
-            yield from request.pieces(used, self.tokenizer)
+            yield from request.pieces(used)
         finally:
             if slot is None:
                 self._give_back(used)
+
+    def _chooser(self, wish: _Wish) -> Chooser:
+        sampler = self._sampler(wish.params)
+        wanted = grammar_for(json_schema=wish.json_schema, regex=wish.regex, choices=wish.choices, grammar=wish.grammar)
+        if wanted and wish.ignore_eos:
+            raise ArgumentError(f"{wanted.kind} and ignore_eos are both given; an answer ends where it is complete")
+        if not wish.logits_processors and wanted is None:
+            return sampler
+        constraint = Constraint(self._vocabulary, wanted) if wanted else None
+        return GuidedSampler(sampler, wish.logits_processors, constraint)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
+
+    def _sampler(self, params: SamplingParams) -> Sampler:
+        if bad := [id for id in params.logit_bias if not 0 <= id < self.config.vocab_size]:
+            raise ArgumentError(f"logit_bias has token id {bad[0]}; expected 0 to {self.config.vocab_size - 1}")
+        return Sampler(params, self._breakers(tuple(params.dry_sequence_breakers)) if params.dry_multiplier else None)
 
     def _borrow(self) -> Slot:
         """The idle slot, which holds the last answer's tokens, or a new one."""
@@ -254,8 +344,7 @@ class Model:
 
     def open_slot(self) -> Slot:
         """A slot of one's own, for a conversation that keeps its cache; raises EdgeError after `close`."""
-        if self._closed:
-            raise EdgeError(f"the model {self.info.name} is closed; load it again")
+        self._check_open()
         return Slot(self._backend, self.context_length)
 
     def chat(self, system: str | None = None) -> Chat:
@@ -294,6 +383,10 @@ class Model:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EdgeError(f"the model {self.info.name} is closed; load it again")
+
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not len(ids):
             raise ArgumentError("there are no tokens to begin with, and this model adds none; give some text")
@@ -301,39 +394,97 @@ class Model:
             raise ArgumentError(f"token ids from {min(ids)} to {max(ids)}; expected 0 to {self.config.vocab_size - 1}")
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked of an answer: the options of `Model.stream`."""
+
+    params: SamplingParams
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    speculate: int = 0
+    json_schema: JsonSchema | None = None
+    regex: str | None = None
+    choices: Sequence[str] | None = None
+    grammar: str | None = None
+    logits_processors: Sequence[LogitsProcessor] = ()
+
+
+def _wish(options: dict[str, Any]) -> _Wish:
+    own = _Wish.__dataclass_fields__.keys() - {"params"}
+    sampling = {name: value for name, value in options.items() if name not in own}
+    return _Wish(_params(sampling), **{name: value for name, value in options.items() if name in own})
+
+
 @dataclass
 class _Request:
     """One answer in the making."""
 
     completion: Completion
-    params: SamplingParams
+    sampler: Chooser
     stops: StopStrings
+    text: TextStream
     max_tokens: int | None
     ends: Sequence[int]
     lookup: Lookup | None
     started: float = field(default_factory=time.perf_counter)
 
-    def pieces(self, slot: Slot, tokenizer: Tokenizer) -> Iterator[Piece]:
-        done, text = self.completion, TextStream(tokenizer, self.completion.prompt_ids)
+    def pieces(self, slot: Slot) -> Iterator[Piece]:
+        """The answer, made in a slot of its own."""
+        done = self.completion
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
-        for id in generate(slot, done.prompt_ids, Sampler(self.params), self.max_tokens, self.lookup):
-            self._clock()
-            if id in self.ends:
-                done.finish_reason = "stop"
+        for id in generate(slot, done.prompt_ids, self.sampler, self.max_tokens, self.lookup):
+            shown = self._push(id)
+            if shown is None:
                 break
-            done.ids.append(id)
-            shown, stopped = self.stops.push(text.push(id))
-            done.text += shown
             yield Piece(shown, id)
-            if stopped:
-                done.finish_reason = "stop"
+            if done.finish_reason == "stop":
                 return
         else:
-            done.finish_reason = "length"
-        rest, _ = self.stops.push(text.flush())
+            done.finish_reason = "stop" if self.sampler.is_done else "length"
+        yield Piece(self._rest(), None)
+
+    def submit(self, scheduler: Scheduler) -> Tokens:
+        """The answer's sequence, made beside others; it is to be followed."""
+        return scheduler.submit(
+            self.completion.prompt_ids, self.sampler, self.max_tokens, ends=self.ends, lookup=self.lookup
+        )
+
+    def follow(self, progress: Progress, scheduler: Scheduler) -> None:
+        """Take in what a step brought; raises what the sampler did."""
+        done, sequence = self.completion, progress.sequence
+        done.timings.cached_tokens = sequence.n_cached
+        if sequence.error:
+            raise sequence.error
+        for id in progress.ids:
+            if done.finish_reason != "stop":
+                self._push(id)
+        if done.finish_reason == "stop" and not progress.finish_reason:
+            scheduler.cancel(sequence)
+        elif progress.finish_reason:
+            done.finish_reason = "stop" if done.finish_reason == "stop" else progress.finish_reason
+            self._rest()
+
+    def _push(self, id: int) -> str | None:
+        """The text that a token makes certain; None for one that ends the answer."""
+        self._clock()
+        done = self.completion
+        if id in self.ends:
+            done.finish_reason = "stop"
+            return None
+        done.ids.append(id)
+        shown, stopped = self.stops.push(self.text.push(id))
+        done.text += shown
+        if stopped:
+            done.finish_reason = "stop"
+        return shown
+
+    def _rest(self) -> str:
+        """What was held back; nothing after a stop string."""
+        rest, _ = self.stops.push(self.text.flush())
         rest += self.stops.flush()
-        done.text += rest
-        yield Piece(rest, None)
+        self.completion.text += rest
+        return rest
 
     def _clock(self) -> None:
         timings, now = self.completion.timings, time.perf_counter()
@@ -371,6 +522,10 @@ class _Locked:
     def trim(self, slot: int, length: int) -> int:
         with self._lock:
             return self._backend.trim(slot, length)
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        with self._lock:
+            return self._backend.copy(source, target, length)
 
     def close(self) -> None:
         with self._lock:

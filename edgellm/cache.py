@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,11 @@ class Ring:
         self.window = layer.window or context_length
         shape = ring_shape(layer, context_length, max_rows)
         self.capacity, self._arrays = shape[0], [untouched(shape) for _ in range(layer.n_arrays)]
+
+    def copy(self, other: Ring, length: int) -> None:
+        """Take over the positions before `length`, as far as the other ring still has them."""
+        for mine, theirs in zip(self._arrays, other._arrays, strict=True):
+            mine[:length] = theirs[:length]
 
     def append(self, positions: I32, *values: F32) -> None:
         """An array each of (rows, n_kv_heads * head_dim)."""
@@ -76,6 +81,16 @@ class Held:
             self._written = 0
         return self.length
 
+    def copy(self, other: Any, length: int) -> int:
+        """Hold the first `length` tokens of another slot; return how many are held, as of `trim`."""
+        self._copy_rings(other, length)
+        self._written, self.length = other._written, other.length
+        return self.trim(length)
+
+    def _copy_rings(self, other: Any, length: int) -> None:
+        """The positions before `length` stand in a ring's first places, or all of it is copied."""
+        raise NotImplementedError
+
 
 class SlotCache(Held):
     """The cache of one slot: a ring for each layer that remembers."""
@@ -83,6 +98,10 @@ class SlotCache(Held):
     def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int) -> None:
         self.rings = [Ring(layer, context_length, max_rows) for layer in layers]
         super().__init__([(ring.capacity, ring.window) for ring in self.rings])
+
+    def _copy_rings(self, other: Any, length: int) -> None:
+        for ring, theirs in zip(self.rings, other.rings, strict=True):
+            ring.copy(theirs, length)
 
 
 H = TypeVar("H", bound=Held)
@@ -110,6 +129,10 @@ class Slots(Generic[H]):
 
     def trim(self, slot: int, length: int) -> int:
         return self._slots[slot].trim(length)
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        assert length <= self._slots[source].length
+        return self._slots[target].copy(self._slots[source], length)
 
     def _begin(self, step: Step) -> None:
         """Kernels write where the step says, unchecked: its rows must follow what is held, and fit."""

@@ -23,6 +23,16 @@ class Chat:
         self._finalizer = weakref.finalize(self, self._slot.close)
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the conversation that the cache holds."""
+        return len(self._slot.ids)
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the template has opened a thought, so that the answer begins within it."""
+        return self._prompt.text.rstrip().endswith("<think>")
+
     def send(self, text: str, **options: Any) -> Completion:
         """Say something; returns the answer. Takes the options of Model.generate."""
         stream = self.stream(text, **options)

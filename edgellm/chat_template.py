@@ -81,6 +81,11 @@ class ChatPrompt:
         self._unmasks = {mask: text for text, mask in self._masks.items()}
         self._text, self._ids = "", list[int]()
 
+    @property
+    def text(self) -> str:
+        """What the last call of encode rendered, and the answer to it if there was one."""
+        return self._text
+
     def encode(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a whole chat, those of the last call and its answer kept where the chat goes on from there."""
         text = self.render_masked(messages, add_generation_prompt)

@@ -56,6 +56,12 @@ def one_of(config: Mapping[str, Any], key: str, known: Sequence[str], default: s
     return str(value)
 
 
+def require(config: Mapping[str, Any], key: str, value: object) -> None:
+    """Raise UnsupportedError if a config has anything but `value`, which is the only case that the model computes."""
+    if config.get(key) not in (None, value):
+        raise UnsupportedError(f"config has {key} = {config[key]!r:.80}; this architecture supports {value!r}")
+
+
 _CHECKS = {"int": integer, "float": number, "bool": truth}
 
 

@@ -25,11 +25,12 @@ from edgellm.arrays import F32, U8, Array
 from edgellm.errors import EdgeFileError, UnsupportedError
 from edgellm.tensor import Tensor
 
-VERSION = "1"
+VERSION = "2"
+READABLE = ("1", "2")
 ALIGNMENT = 64
 PAGE = 4096
 MAX_HEADER = 64 << 20
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TABLES = "tokenizer.json", "tokenizer.tables"
 VECTOR_PAD = 16
 _SUM_KEY, _NO_SUM = '"header_sha256":"', "0" * 64
 
@@ -89,7 +90,8 @@ class Writer:
     """Writes a .edge file tensor by tensor; the target appears only when all of it is on disk.
 
     `tensors` has every tensor in file order. Use as a context manager: `write` every tensor's bytes
-    in that order, in as many pieces as convenient. An exception, or the death of the process, leaves the target alone.
+    in that order, in as many pieces as convenient. `tokenizer_tables` are those of `bpe`, if there are any for this
+    tokenizer. An exception, or the death of the process, leaves the target alone.
     """
 
     def __init__(
@@ -98,12 +100,15 @@ class Writer:
         info: ModelInfo,
         tokenizer_json: bytes,
         tensors: Mapping[str, TensorSpec],
+        tokenizer_tables: bytes | None = None,
     ) -> None:
         self.path = Path(path)
         self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._info, self._specs = info, dict(tensors)
-        self._tokenizer = tokenizer_json + b" " * (-len(tokenizer_json) % ALIGNMENT)
-        self._stored = {TOKENIZER: _Stored("U8", (len(self._tokenizer),))}
+        self._tokenizer = {TOKENIZER: tokenizer_json + b" " * (-len(tokenizer_json) % ALIGNMENT)}
+        if tokenizer_tables is not None:
+            self._tokenizer[TABLES] = tokenizer_tables
+        self._stored = {name: _Stored("U8", (len(data),)) for name, data in self._tokenizer.items()}
         self._stored |= {name: _stored(spec) for name, spec in tensors.items()}
         self._left = {name: stored.n_bytes for name, stored in self._stored.items()}
         self._sums = {name: hashlib.sha256() for name in self._stored}
@@ -111,7 +116,8 @@ class Writer:
     def __enter__(self) -> Writer:
         self._file = open(self._part, "wb")
         self._file.write(self._header())  # its size is final, its checksums are not
-        self.write(TOKENIZER, np.frombuffer(self._tokenizer, np.uint8))
+        for name, data in self._tokenizer.items():
+            self.write(name, np.frombuffer(data, np.uint8))
         return self
 
     def write(self, name: str, data: Array) -> None:
@@ -167,9 +173,14 @@ class Writer:
             "format": "edge",
             "version": VERSION,
             "tensors": _dumps(tensors),
-            "tokenizer_sha256": self._sums[TOKENIZER].hexdigest(),
+            **{_sum_key(name): self._sums[name].hexdigest() for name in self._tokenizer},
             **{key: value if isinstance(value, str) else _dumps(value) for key, value in vars(self._info).items()},
         }
+
+
+def _sum_key(name: str) -> str:
+    """Where the metadata has the checksum of the tokenizer or its tables."""
+    return {TOKENIZER: "tokenizer_sha256", TABLES: "tokenizer_tables_sha256"}[name]
 
 
 def _with_sum(header: bytes, old: str, new: str) -> bytes:
@@ -182,7 +193,7 @@ def _dumps(value: Any) -> str:
 
 
 class _Entry(NamedTuple):
-    """A tensor as the header describes it; the tokenizer has no spec."""
+    """A tensor as the header describes it; the tokenizer and its tables have no spec."""
 
     begin: int
     end: int
@@ -191,7 +202,7 @@ class _Entry(NamedTuple):
 
 
 class EdgeFile:
-    """A .edge file, mapped read-only: `info`, `tensors` (views into the map) and `tokenizer_json`.
+    """A .edge file, mapped read-only: `info`, `tensors` (views into the map), `tokenizer_json` and `tokenizer_tables`.
 
     Opening checks the header and every size in it, and reads no tensor; `verify` reads them all. Raises EdgeFileError
     for a damaged file or one of another kind, UnsupportedError for another version.
@@ -218,9 +229,9 @@ class EdgeFile:
         metadata = header.pop("__metadata__", None)
         if not isinstance(metadata, dict) or metadata.get("format") != "edge":
             raise self._error("not a .edge file; 'edgellm convert' makes them from other weights")
-        if metadata.get("version") != VERSION:
+        if metadata.get("version") not in READABLE:
             raise UnsupportedError(
-                f"{self.path}: .edge version {metadata.get('version')!r}; this edgellm reads version {VERSION!r}: "
+                f"{self.path}: .edge version {metadata.get('version')!r}; this edgellm reads {' and '.join(READABLE)}: "
                 f"convert the model again, or update edgellm"
             )
         self.fingerprint = str(metadata.get("header_sha256"))
@@ -265,6 +276,12 @@ class EdgeFile:
         entry = self._entries[TOKENIZER]
         return self._data[entry.begin : entry.end].tobytes()
 
+    @property
+    def tokenizer_tables(self) -> U8 | None:
+        """For `bpe`, a view into the map; None where the file has none."""
+        entry = self._entries.get(TABLES)
+        return None if entry is None else self._data[entry.begin : entry.end]
+
     def verify(self) -> None:
         """Read everything and compare checksums; raises EdgeFileError with the first tensor that differs."""
         for name, entry in self._entries.items():
@@ -295,10 +312,13 @@ def _read_info(metadata: Mapping[str, str]) -> ModelInfo:
 def _read_entries(metadata: Mapping[str, str], header: Mapping[str, Any]) -> dict[str, _Entry]:
     """Every tensor, where its stored form is what its shape and format ask for; raises ValueError where not."""
     tensors = json.loads(metadata["tensors"], object_pairs_hook=_unique)
-    if {TOKENIZER, *tensors} != set(header):
-        raise ValueError(f"tensors listed only once: {sorted({TOKENIZER, *tensors} ^ set(header))[:4]}")
-    begin, end = _integers(header[TOKENIZER]["data_offsets"])
-    entries = {TOKENIZER: _Entry(begin, end, metadata["tokenizer_sha256"], None)}
+    own = [TOKENIZER, *([TABLES] if _sum_key(TABLES) in metadata else [])]
+    if {*own, *tensors} != set(header):
+        raise ValueError(f"tensors listed only once: {sorted({*own, *tensors} ^ set(header))[:4]}")
+    entries = {}
+    for name in own:
+        begin, end = _integers(header[name]["data_offsets"])
+        entries[name] = _Entry(begin, end, metadata[_sum_key(name)], None)
     for name, said in tensors.items():
         spec = TensorSpec(_integers(said["shape"]), said["format"], *_integers([said["pair"]]))
         begin, end = _integers(header[name]["data_offsets"])

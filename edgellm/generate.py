@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 
-from edgellm.arrays import F32, I32
+from edgellm.arrays import F32, Array
 from edgellm.backends import Backend
 from edgellm.errors import ArgumentError, ContextOverflowError
 from edgellm.lookup import Lookup
-from edgellm.sampling import Sampler, checked
+from edgellm.sampling import Chooser
+from edgellm.sequence import Sequence as Tokens
 from edgellm.step import Step
-
-Rows = TypeVar("Rows", F32, I32)
 
 
 class Slot:
     """One slot of a backend and the tokens it holds."""
 
     def __init__(self, backend: Backend, context_length: int) -> None:
-        self._backend, self.context_length = backend, context_length
-        self._slot = backend.open_slot()
+        self.backend, self.context_length = backend, context_length
+        self.number = backend.open_slot()
         self.max_rows = backend.MAX_ROWS
         """Most tokens of one step. A window's ring has room for as many besides, so they can be taken back."""
         self.ids: list[int] = []
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of these tokens need not be evaluated: the common prefix, short of the last one."""
-        length = 0
-        for held, new in zip(self.ids, ids[:-1], strict=False):
-            if held != new:
-                break
-            length += 1
-        return length
+        return common(self.ids, ids[:-1])
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Forget what is not a prefix of `ids`; return how many of them are left in the cache."""
@@ -42,8 +35,20 @@ class Slot:
 
     def trim(self, length: int) -> int:
         """Forget all but the first `length` tokens, or all if the backend cannot; return how many are left."""
-        kept = self._backend.trim(self._slot, length)
+        kept = self.backend.trim(self.number, length)
         del self.ids[kept:]
+        return kept
+
+    def trim_past(self, ids: Sequence[int]) -> None:
+        """Forget what was evaluated beyond the tokens before the last: a draft that was wrong."""
+        if len(self.ids) >= len(ids):
+            self.trim(len(ids) - 1)
+
+    def copy(self, other: Slot, length: int) -> int:
+        """Hold the first `length` tokens of another slot in place of one's own, or none if it has lost some of them;
+        return how many are held."""
+        kept = self.backend.copy(other.number, self.number, length)
+        self.ids = other.ids[:kept]
         return kept
 
     def extend(self, ids: Sequence[int], wanted: range | None = None) -> F32:
@@ -52,35 +57,50 @@ class Slot:
         `wanted` counts from the first of `ids`, in steps of 1. An exception, Ctrl-C included, leaves the slot with the
         chunks that were evaluated.
         """
-        return self._evaluate(ids, wanted, self._backend.run)
+        return self._evaluate(ids, wanted, self.backend.run)
 
     def best(self, ids: Sequence[int], wanted: range | None = None) -> list[int]:
         """As `extend`, without the logits: the best token after each wanted one, -1 if a logit is not a number."""
-        found: list[int] = self._evaluate(ids, wanted, self._backend.best).tolist()
+        found: list[int] = self._evaluate(ids, wanted, self.backend.best).tolist()
         return found
 
-    def _evaluate(self, ids: Sequence[int], wanted: range | None, run: Callable[[Step], Rows]) -> Rows:
+    def _evaluate(self, ids: Sequence[int], wanted: range | None, run: Callable[[Step], Array]) -> Array:
         wanted = range(len(ids) - 1, len(ids)) if wanted is None else wanted
         found = []
-        for start in range(0, len(ids), self._backend.MAX_ROWS):
-            chunk = ids[start : start + self._backend.MAX_ROWS]
+        for start in range(0, len(ids), self.max_rows):
+            chunk = ids[start : start + self.max_rows]
             first, stop = (min(max(at - start, 0), len(chunk)) for at in (wanted.start, wanted.stop))
-            found.append(self._run(chunk, range(first, stop), run))
+            found.append(evaluate([(self, chunk, range(first, stop))], run))
         return np.concatenate(found)
 
-    def _run(self, chunk: Sequence[int], wanted: range, run: Callable[[Step], Rows]) -> Rows:
-        held = len(self.ids)
-        check_room(held + len(chunk), 0, self.context_length)
-        try:
-            found = run(Step.chunk(self._slot, held, chunk, wanted))
-        except BaseException:
-            del self.ids[self._backend.trim(self._slot, held) :]
-            raise
-        self.ids.extend(chunk)
-        return found
-
     def close(self) -> None:
-        self._backend.close_slot(self._slot)
+        self.backend.close_slot(self.number)
+
+
+def common(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    length = 0
+    for one, other in zip(some, others, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def evaluate(parts: Sequence[tuple[Slot, Sequence[int], range]], run: Callable[[Step], Array]) -> Array:
+    """Evaluate more tokens of some slots of a backend in one step of it, `run` or `best`: what it gives for the rows
+    wanted, which count from the first of each slot. An exception leaves the slots as they were."""
+    for slot, ids, _ in parts:
+        check_room(len(slot.ids) + len(ids), 0, slot.context_length)
+    try:
+        found = run(Step.join([Step.chunk(slot.number, len(slot.ids), ids, wanted) for slot, ids, wanted in parts]))
+    except BaseException:
+        for slot, _, _ in parts:
+            slot.trim(len(slot.ids))
+        raise
+    for slot, ids, _ in parts:
+        slot.ids.extend(ids)
+    return found
 
 
 def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
@@ -96,9 +116,10 @@ def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
 
 
 def generate(
-    slot: Slot, prompt: Sequence[int], sampler: Sampler, max_tokens: int | None, lookup: Lookup | None = None
+    slot: Slot, prompt: Sequence[int], sampler: Chooser, max_tokens: int | None, lookup: Lookup | None = None
 ) -> Iterator[int]:
-    """The tokens that follow `prompt`, until `max_tokens` or the context is full; the caller stops earlier if it wants.
+    """The tokens that follow `prompt`, until the sampler is done, `max_tokens` or the context is full; the caller stops
+    earlier if it wants.
 
     `prompt` has at least one token; the prefix that the slot's cache shares with it is not evaluated again. A lookup's
     drafts change no token, only how many a step gives. Raises ContextOverflowError, before anything is evaluated, when
@@ -106,33 +127,13 @@ def generate(
     """
     check_room(len(prompt), max_tokens or 0, slot.context_length)
     left = slot.context_length - len(prompt) if max_tokens is None else max_tokens
+    sequence = Tokens(list(prompt), sampler, left, lookup=lookup)
     slot.reuse(prompt)
-    ids = list(prompt)
-    new = _follow(slot, ids, [], sampler)
-    while left > 0:
-        yield from new
-        left -= len(new)
-        if left > 0:
-            draft = lookup.draft(ids, min(left, slot.max_rows) - 1) if lookup else []
-            new = _follow(slot, ids, draft, sampler)
-            if lookup:
-                lookup.count(draft, new)
-
-
-def _follow(slot: Slot, ids: list[int], draft: list[int], sampler: Sampler) -> list[int]:
-    """Evaluate what the slot has not of `ids`, and a draft of more, in one step: append to `ids`, and return, the draft
-    as far as it is what follows, and one token more."""
-    n_known, rows = len(ids), [*ids[len(slot.ids) :], *draft]
-    wanted = range(len(rows) - len(draft) - 1, len(rows))
-    choices: Iterator[int]
-    if sampler.takes_best:
-        choices = map(checked, slot.best(rows, wanted))
-    else:  # one by one, as `ids` grows
-        choices = (sampler(logits, ids) for logits in slot.extend(rows, wanted))
-    for id, drafted in zip(choices, [*draft, None], strict=True):
-        ids.append(id)
-        if id != drafted:
-            break
-    if draft:
-        slot.trim(len(ids) - 1)
-    return ids[n_known:]
+    while sequence.finish_reason is None:
+        rows, n_wanted = sequence.rows(len(slot.ids), slot.max_rows)
+        run = slot.backend.best if sequence.takes_best else slot.backend.run
+        found = evaluate([(slot, rows, range(len(rows) - n_wanted, len(rows)))], run)
+        if n_wanted:
+            new = sequence.take(found)
+            slot.trim_past(sequence.ids)
+            yield from new

@@ -1,4 +1,4 @@
-"""A .edge file -> what a backend runs: the file's architecture and config, and tensors that fit them."""
+"""A .edge file -> what runs: the file's architecture and config, tensors that fit them, its tokenizer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm import architectures
+from edgellm.bpe import BPE
 from edgellm.config import from_json
 from edgellm.errors import CheckpointError, EdgeFileError, UnsupportedError
 from edgellm.file import EdgeFile
+from edgellm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ def open_model(path: str | os.PathLike[str]) -> LoadedFile:
         kind = EdgeFileError if isinstance(error, CheckpointError) else UnsupportedError
         raise kind(f"{path}: {error}") from None
     return LoadedFile(file, architecture, config)
+
+
+def open_tokenizer(file: EdgeFile) -> Tokenizer:
+    """The tokenizer of a .edge file, with its tables if the file has them: they keep the file mapped.
+
+    Raises EdgeFileError or UnsupportedError for one that cannot be used.
+    """
+    tables = file.tokenizer_tables
+    source = file.tokenizer_json if tables is None else BPE(tables)
+    return Tokenizer(source, file.info.bos_id, file.info.eos_ids)
 
 
 def _check_tensors(file: EdgeFile, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -7,15 +7,30 @@ position) are known to the ops and to no model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 from edgellm.arrays import F32
+from edgellm.config import one_of
 from edgellm.tensor import Tensor
 
 X = TypeVar("X")
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
 """x * sigmoid(x); x * P(normal <= x) and its approximation by tanh (arXiv:1606.08415); max(x, 0)^2."""
+
+_IN_HF: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu2",
+    "silu": "silu",
+}
+
+
+def activation_from_hf(config: Mapping[str, Any], key: str, default: str) -> Activation:
+    """A config.json's activation; raises UnsupportedError with the known names."""
+    return _IN_HF[one_of(config, key, list(_IN_HF), default)]
 
 
 class Ops(Protocol[X]):

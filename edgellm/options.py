@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from edgellm.api import Model, Timings
 
 F = TypeVar("F", bound=Callable[..., Any])
+BIAS = re.compile(r"(\d+)([+-](?:inf|\d+\.?\d*|\.\d+))")
 
 model_option = click.option(
     "-m",
@@ -50,49 +53,60 @@ runtime_options = _stack(
     backend_option,
 )
 
+
+class Grouped(click.Command):
+    """A command whose help shows options under the heading that they belong to."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                groups.setdefault(getattr(param, "heading", "Options"), []).append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class SamplingOption(click.Option):
+    """An option that is a field of SamplingParams, by its name there."""
+
+    heading = "Sampling"
+
+
+def _sampling(flags: str, name: str, kind: Any, default: Any, text: str) -> Callable[[F], F]:
+    whole = isinstance(kind, click.IntRange)
+    return click.option(
+        *flags.split(), name, cls=SamplingOption, type=kind, default=default, help=text, metavar="N" if whole else "F",
+        show_default=default is not None,
+    )  # fmt: skip
+
+
+def _samplers(ctx: click.Context, param: click.Parameter, text: str) -> list[str]:
+    return [name.strip() for name in text.split(";") if name.strip()]
+
+
+def _biases(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> dict[int, float]:
+    """["15+2.5", "7-inf"] -> {15: 2.5, 7: -inf}."""
+    biases = {}
+    for text in texts:
+        match = BIAS.fullmatch(text)
+        if not match:
+            raise click.BadParameter(f"{text!r} is no bias; expected a token's id and a number: 15+2.5 or 7-inf.")
+        biases[int(match[1])] = float(match[2])
+    return biases
+
+
+def _breakers(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[str]:
+    """The word "none" is for no breakers, as llama.cpp has it."""
+    return [text for text in texts if text != "none"]
+
+
+SAMPLERS = "penalties; dry; top_n_sigma; top_k; typ_p; top_p; min_p; xtc; temperature"
+POSITIVE, SHARE, COUNT = click.FloatRange(0), click.FloatRange(0, 1), click.IntRange(0)
+ABOVE_0 = click.FloatRange(0, min_open=True)
+
 sampling_options = _stack(
     click.option("-n", "--max-tokens", type=click.IntRange(0), metavar="N", help="Most tokens to generate."),
-    click.option(
-        "--temp",
-        type=click.FloatRange(0),
-        default=0.8,
-        show_default=True,
-        metavar="F",
-        help="Temperature; 0 always takes the likeliest token.",
-    ),
-    click.option(
-        "--top-k",
-        type=click.IntRange(0),
-        default=40,
-        show_default=True,
-        metavar="N",
-        help="Sample from the N likeliest tokens; 0 from all.",
-    ),
-    click.option(
-        "--top-p",
-        type=click.FloatRange(0, 1),
-        default=0.95,
-        show_default=True,
-        metavar="F",
-        help="Sample from the likeliest tokens that together have this probability.",
-    ),
-    click.option(
-        "--min-p",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        show_default=True,
-        metavar="F",
-        help="Leave out tokens less likely than this share of the likeliest.",
-    ),
-    click.option(
-        "--repeat-penalty",
-        type=click.FloatRange(0, min_open=True),
-        default=1.0,
-        show_default=True,
-        metavar="F",
-        help="Make recent tokens less likely; 1 is off.",
-    ),
-    click.option("--seed", type=click.IntRange(0), metavar="N", help="For the same answer again."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its answer."),
     click.option(
@@ -104,15 +118,75 @@ sampling_options = _stack(
         help="Guess up to N tokens from the text so far, to check at once: the same answer, sooner if it repeats.",
     ),
     click.option("--stats", is_flag=True, help="Show tokens and seconds on stderr."),
+    _sampling("--temp", "temperature", POSITIVE, 0.8, "Temperature; 0 always takes the likeliest token."),
+    _sampling("--top-k", "top_k", COUNT, 40, "Sample from the N likeliest tokens; 0 from all."),
+    _sampling("--top-p", "top_p", SHARE, 0.95, "Sample from the likeliest tokens that together have this probability."),
+    _sampling("--min-p", "min_p", SHARE, 0.05, "Leave out tokens less likely than this share of the likeliest."),
+    _sampling("--seed", "seed", COUNT, None, "For the same answer again."),
+    _sampling("--repeat-penalty", "repeat_penalty", ABOVE_0, 1.0, "Make recent tokens less likely; 1 is off."),
+    _sampling("--presence-penalty", "presence_penalty", float, 0.0, "Take this off the logits of recent tokens."),
+    _sampling("--frequency-penalty", "frequency_penalty", float, 0.0, "The same for each time that they came."),
+    _sampling("--repeat-last-n", "repeat_last_n", COUNT, 64, "Tokens that are recent for the three penalties."),
+    _sampling("--typical", "typical_p", SHARE, 1.0, "Sample from tokens as surprising as expected; 1 is off."),
+    _sampling("--top-nsigma", "top_n_sigma", float, -1.0, "Sample from logits this many deviations down; -1 is off."),
+    _sampling("--xtc-probability", "xtc_probability", SHARE, 0.0, "How often to leave out the top choices; 0 is off."),
+    _sampling("--xtc-threshold", "xtc_threshold", SHARE, 0.1, "Top choices are all of this probability but the last."),
+    _sampling("--dynatemp-range", "dynatemp_range", POSITIVE, 0.0, "Temperature goes up and down by this; 0 is off."),
+    _sampling("--dynatemp-exp", "dynatemp_exponent", ABOVE_0, 1.0, "How it follows the model's uncertainty."),
+    _sampling("--dry-multiplier", "dry_multiplier", POSITIVE, 0.0, "Make repeats of sequences less likely; 0 is off."),
+    _sampling("--dry-base", "dry_base", click.FloatRange(1), 1.75, "Grows the penalty with each token repeated."),
+    _sampling("--dry-allowed-length", "dry_allowed_length", COUNT, 2, "Repeats of so many tokens cost the multiplier."),
+    _sampling("--dry-penalty-last-n", "dry_penalty_last_n", COUNT, 64, "Tokens in which repeats are looked for."),
+    click.option("--dry-sequence-breaker", "dry_sequence_breakers", cls=SamplingOption, multiple=True, metavar="TEXT",
+                 callback=_breakers, default=["\n", ":", '"', "*"], show_default='\\n : " *',
+                 help="No repeat goes beyond this text; may be repeated."),
+    click.option("--mirostat", cls=SamplingOption, type=click.Choice([0, 2]), default=0,
+                 show_default=True, help="2 holds the surprise of the text, in place of other samplers."),
+    _sampling("--mirostat-ent", "mirostat_tau", POSITIVE, 5.0, "Bits of surprise that a token should have."),
+    _sampling("--mirostat-lr", "mirostat_eta", POSITIVE, 0.1, "How fast it is followed."),
+    click.option("--logit-bias", cls=SamplingOption, multiple=True, metavar="ID+F", callback=_biases,
+                 help="Add F to a token's logit, ID-F takes it off, ID-inf excludes it; may be repeated."),
+    click.option("--samplers", cls=SamplingOption, metavar="NAMES", callback=_samplers,
+                 default=SAMPLERS, show_default=True, help="Samplers in their order."),
+)  # fmt: skip
+
+
+def _schema(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """JSON as it is, or what a file has."""
+    is_json = value is None or value.lstrip().startswith(("{", "true", "false"))
+    return value if is_json else _file_text(ctx, param, value)
+
+
+def _file_text(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is not UTF-8 at byte {error.start}.") from None
+
+
+def _choices(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str] | None:
+    return None if text is None else text.split("|")
+
+
+structure_options = _stack(
+    click.option("--json-schema", callback=_schema, metavar="FILE|JSON", help="Answer JSON that this schema allows."),
+    click.option("--regex", metavar="REGEX", help="Answer what this regular expression matches as a whole."),
+    click.option("--choices", callback=_choices, metavar="A|B|...", help="Answer one of these texts."),
+    click.option("--grammar", callback=_file_text, metavar="FILE", help="Answer what this GBNF grammar allows."),
 )
 
 
 def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of Model.stream, out of a command's parsed options."""
-    names = {"temp": "temperature"}
-    sampling = ("temp", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
-    keys = ("max_tokens", *sampling, "stop", "ignore_eos", "speculate")
-    return {names.get(key, key): options[key] for key in keys}
+    params = click.get_current_context().command.params
+    sampling = [str(param.name) for param in params if isinstance(param, SamplingOption)]
+    structure = ("json_schema", "regex", "choices", "grammar")
+    keys = ("max_tokens", "stop", "ignore_eos", "speculate", *sampling, *structure)
+    return {key: options[key] for key in keys}
 
 
 def load_model(model: str, options: dict[str, Any]) -> Model:

@@ -32,6 +32,17 @@ class Step:
             np.asarray([n - 1] if wanted is None else wanted, np.intp),
         )
 
+    @classmethod
+    def join(cls, steps: Sequence[Step]) -> Step:
+        """The rows of several steps, one after the other; no slot is in two of them."""
+        if len(steps) == 1:
+            return steps[0]
+        starts = np.cumsum([0, *(len(step.tokens) for step in steps[:-1])])
+        wanted = [step.wanted + start for step, start in zip(steps, starts, strict=True)]
+        columns = ([getattr(step, name) for step in steps] for name in ("tokens", "slots", "positions"))
+        tokens, slots, positions = (np.concatenate(column) for column in columns)
+        return cls(tokens, slots, positions, np.concatenate(wanted))
+
     @cached_property
     def by_slot(self) -> list[tuple[int, Array]]:
         """Each slot of the step with the indices of its rows."""

@@ -39,3 +39,6 @@ class Weights:
 
     def layer(self, i: int) -> Weights:
         return Weights(self._tensors, f"layers.{i}.")
+
+    def expert(self, i: int) -> Weights:
+        return Weights(self._tensors, f"{self._prefix}experts.{i}.")

@@ -1,14 +1,15 @@
-"""Text to ids and back. Knows one tokenizer.json; knows no model and no chat."""
+"""Text to ids and back. Knows one tokenizer.json, or the tables made of it; knows no model and no chat."""
 
 from __future__ import annotations
 
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from edgellm.bpe import BPE, WORD
 from edgellm.errors import ArgumentError, EdgeFileError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -16,17 +17,18 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A tokenizer.json and the ids that mean something to a runtime. Threads may share one."""
+    """A tokenizer and the ids that mean something to a runtime. Threads may share one."""
 
-    def __init__(self, json: bytes, bos_id: int | None, eos_ids: Sequence[int]) -> None:
-        """Raises EdgeFileError if `json` is damaged, UnsupportedError if it decodes in a way that is not known here."""
-        self._library = _open(json)
-        self._lock = threading.Lock()
-        self._added = self._library.get_added_tokens_decoder()
-        self.n_tokens = max(self._library.get_vocab_size(), *(id + 1 for id in self._added), 0)
+    def __init__(self, source: bytes | BPE, bos_id: int | None, eos_ids: Sequence[int]) -> None:
+        """`source` is a tokenizer.json, or its tables, with which a start is quick.
+
+        Raises EdgeFileError if it is damaged, UnsupportedError if it decodes in a way that is not known here.
+        """
+        self._vocabulary = _Tabled(source) if isinstance(source, BPE) else _Vocabulary(source)
+        self.n_tokens, self._added = self._vocabulary.n_tokens, self._vocabulary.added
         self._is_special = {id for id, token in self._added.items() if token.special}
         self._bytes: list[bytes | None] = [None] * self.n_tokens
-        self._to_bytes, self.drops_space = _decoding(self._library, self._added)
+        self._to_bytes, self.drops_space = _decoding(self._vocabulary.library, self._added)
         self.bos_id, self.eos_ids = bos_id, tuple(eos_ids)
         for id in (*self.eos_ids, *(() if bos_id is None else (bos_id,))):
             if not 0 <= id < self.n_tokens:
@@ -41,10 +43,7 @@ class Tokenizer:
         token is plain text.
         """
         try:
-            # The library has one switch for all threads.
-            with self._lock:
-                self._library.encode_special_tokens = not parse_special
-                return self._library.encode(text, add_special_tokens=add_special).ids
+            return self._vocabulary.encode(text, add_special, parse_special)
         except TypeError as error:
             raise ArgumentError(f"{text[:80]!r} cannot be encoded; expected text without lone surrogates") from error
 
@@ -59,7 +58,7 @@ class Tokenizer:
             raise ArgumentError(f"{id} is no token id; expected 0 to {self.n_tokens - 1}")
         cached = self._bytes[id]
         if cached is None:
-            cached = self._bytes[id] = self._to_bytes(id, self._library.id_to_token(id) or "")
+            cached = self._bytes[id] = self._to_bytes(id, self._vocabulary.token(id))
         return cached
 
     def without_space(self, text: str) -> str:
@@ -69,7 +68,7 @@ class Tokenizer:
     def id_to_token(self, id: int) -> str:
         """A token as the vocabulary spells it."""
         self.token_bytes(id)
-        return self._library.id_to_token(id) or ""
+        return self._vocabulary.token(id)
 
     def is_special(self, id: int) -> bool:
         return id in self._is_special
@@ -95,6 +94,78 @@ class Tokenizer:
             if self._added[id].rstrip:
                 begin = len(text) - len(text[begin:].lstrip())
         return [part for part in (*parts, text[begin:]) if part != ""]
+
+
+class _Vocabulary:
+    """A tokenizer.json, as the library runs it."""
+
+    def __init__(self, json: bytes) -> None:
+        self.library, self._lock = _open(json), threading.Lock()
+        self.added = self.library.get_added_tokens_decoder()
+        self.n_tokens = max(self.library.get_vocab_size(), *(id + 1 for id in self.added), 0)
+
+    def token(self, id: int) -> str:
+        return self.library.id_to_token(id) or ""
+
+    def encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Raises TypeError for text with lone surrogates."""
+        return self._encoding(text, add_special, parse_special).ids
+
+    def _encoding(self, text: str, add_special: bool, parse_special: bool) -> tokenizers.Encoding:
+        # The library has one switch for all threads.
+        with self._lock:
+            self.library.encode_special_tokens = not parse_special
+            return self.library.encode(text, add_special_tokens=add_special)
+
+
+class _Tabled(_Vocabulary):
+    """The same, its vocabulary in tables: the library finds added tokens, normalizes text and cuts it into words."""
+
+    def __init__(self, bpe: BPE) -> None:
+        from tokenizers.models import WordLevel
+
+        super().__init__(bpe.json)
+        self._bpe, self.n_tokens = bpe, bpe.n_tokens
+        self._normalizer, self._pre_tokenizer = self.library.normalizer, self.library.pre_tokenizer
+        self.library.normalizer = self.library.pre_tokenizer = None  # so that text is one token, and its place is known
+        special = {id for id, token in self.added.items() if token.special}
+        self._text_ids = {True: {self.n_tokens}, False: {self.n_tokens} | special}
+        model, word_id = self.library.model, self.library.token_to_id(WORD)
+        if not isinstance(model, WordLevel) or model.unk_token != WORD or word_id != self.n_tokens:
+            raise EdgeFileError("the tokenizer's tables lack the token that stands for text; convert the model again")
+        if (largest := max(self.added, default=-1)) >= self.n_tokens:
+            raise EdgeFileError(
+                f"the tokenizer's tables have {self.n_tokens} tokens, and an added one with the id {largest}; "
+                "convert the model again"
+            )
+
+    def token(self, id: int) -> str:
+        return self._bpe.token(id)
+
+    def encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        ids = list(self._bpe.before) if add_special else []
+        for part in self._parts(text, parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                for word in self._words(part):
+                    ids += self._bpe.encode(word)
+        return ids + self._bpe.after if add_special else ids
+
+    def _parts(self, text: str, parse_special: bool) -> Iterator[str | int]:
+        """Added tokens, and the text between them."""
+        found = self._encoding(text, False, parse_special)
+        # Text that is spelled like a special token gets its id from the library even where it is not parsed as one.
+        text_ids = self._text_ids[parse_special]
+        for id, (begin, end) in zip(found.ids, found.offsets, strict=True):
+            yield text[begin:end] if id in text_ids else id
+
+    def _words(self, text: str) -> list[str]:
+        if self._normalizer is not None:
+            text = self._normalizer.normalize_str(text)
+        if self._pre_tokenizer is None:
+            return [text]
+        return [word for word, _ in self._pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _open(json: bytes) -> tokenizers.Tokenizer:

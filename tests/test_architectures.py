@@ -213,7 +213,10 @@ def test_forward_can_be_recorded(name):
     architecture.forward(config, Weights(made), ops)
     names = [op for op, *_ in ops.plan]
     assert (names[0], names[-1]) == ("embed", "logits")
-    assert names.count("attention") == len(architecture.caches(config)) == config.n_layers
-    used = {x.name for _, inputs, _ in ops.plan for x in inputs if isinstance(x, Tensor)}
-    assert used == set(made)
+    remembered = [{"attention": inputs[3:4], "short_conv": inputs[2:3]}.get(op) for op, inputs, _ in ops.plan]
+    assert [layer for layer in remembered if layer] == [(i,) for i in range(config.n_layers)]
+    assert len(architecture.caches(config)) == config.n_layers
+    inputs = [x for _, inputs, _ in ops.plan for x in inputs]
+    tensors = [x for one in inputs for x in (one if isinstance(one, list) else [one]) if isinstance(x, Tensor)]
+    assert {tensor.name for tensor in tensors} == set(made)
     assert set(names) <= {op for op in vars(Ops) if not op.startswith("_")}

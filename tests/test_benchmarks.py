@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import edgellm
+from edgellm.kernels.bandwidth import read
 
 ROOT = Path(edgellm.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,7 +93,7 @@ def test_the_kernels_compute_what_they_claim():
     """All lines are read, by as many passes as were asked for, and every row of the dot product is computed."""
     memory, out = limits.aligned(4096), limits.aligned(64)
     memory.view("f4")[:] = 1
-    limits.compiled(limits.read)(limits.address(memory), 64, 3, 0, limits.address(out))
+    limits.compiled(read)(limits.address(memory), 64, 3, 0, limits.address(out))
     assert out.view("f4").tolist() == [192.0] * 16
     rows = 4
     weights, codes, scales, sums = (limits.aligned(n) for n in (512, 64, 64, 64 * rows))

@@ -118,6 +118,24 @@ def test_a_slot_that_goes_on_from_an_earlier_token(name, fmt):
     made.close()
 
 
+@models
+def test_a_copy_of_a_slot(name, fmt):
+    """Whatever stood in it before, it goes on as the other would, and both by themselves."""
+    rng, made = fresh.rng("copies", name, fmt), backend(name, fmt)
+    slot, other = Slot(made, CONTEXT), Slot(made, CONTEXT)
+    for length in (0, 1, 127, 128, 129, 299, *(int(n) for n in rng.integers(1, LENGTH, 3))):
+        slot.extend([*ids()[:length], 3], wanted=range(0))
+        other.extend([1] * int(rng.integers(1, CONTEXT - len(other.ids) + 1)), wanted=range(0))
+        assert other.copy(slot, length) == length
+        assert other.ids == ids()[:length]
+        slot.extend([2] * min(9, CONTEXT - length), wanted=range(0))
+        found = other.extend(ids()[length:], wanted=range(LENGTH - length))
+        np.testing.assert_array_equal(found, expected(name, fmt)[length:], err_msg=f"from {length}")
+        other.trim(0)
+        slot.trim(0)
+    made.close()
+
+
 @pytest.mark.parametrize("which", ISAS[1:])
 @models
 def test_instruction_sets(which, name, fmt, monkeypatch):

@@ -3,15 +3,17 @@
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import BUNDLED, shared
+
+from edgellm.commands import generate
+from edgellm.options import SamplingOption
+from edgellm.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,6 +98,15 @@ def test_generate_json():
     assert done["prompt_ids"][0] == 1
 
 
+def test_several_answers():
+    arguments = ["generate", "Once", "-m", "stories260k", "-n", 8, "--seed", 3, "--temp", 1.5]
+    lines = edgellm(*arguments, "--answers", 3, "--json").stdout.splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    assert len(set(texts)) == 3
+    assert edgellm(*arguments).stdout == f"{texts[0]}\n"
+    assert edgellm(*arguments, "--answers", 3).stdout == "".join(f"{i + 1}:{text}\n" for i, text in enumerate(texts))
+
+
 def test_sampling_options_reach_the_sampler():
     def said(*options):
         return edgellm("generate", "Once", "-m", "stories260k", "-n", 12, *options).stdout
@@ -105,7 +116,30 @@ def test_sampling_options_reach_the_sampler():
     assert said("--min-p", 1, "--top-k", 0, "--top-p", 1, "--temp", 2) == greedy
     assert said("--top-p", 0, "--temp", 2) == greedy
     assert said("--temp", 2, "--seed", 1) == said("--temp", 2, "--seed", 1) != said("--temp", 2, "--seed", 2)
-    assert said("--temp", 0, "--repeat-penalty", 3) != greedy
+    for changes in (["--repeat-penalty", 3], ["--presence-penalty", -9],
+                    ["--frequency-penalty", -9, "--repeat-last-n", 8], ["--logit-bias", "412+99"],
+                    ["--xtc-probability", 1, "--xtc-threshold", 0.01],
+                    ["--dry-multiplier", 99, "--dry-allowed-length", 0, "--dry-sequence-breaker", "none"],
+                    ["--dynatemp-range", 9, "--dynatemp-exp", 0.1, "--seed", 1]):  # fmt: skip
+        assert said("--temp", 0, *changes) != greedy
+    assert said("--temp", 2, "--seed", 1, "--typical", 0) == said("--temp", 2, "--seed", 2, "--typical", 0)
+    assert said("--temp", 2, "--top-nsigma", 0.01) == greedy
+    assert said("--mirostat", 2, "--mirostat-ent", 0.001) == greedy
+    assert said("--samplers", "top_k;min_p", "--top-k", 1) == greedy
+
+
+def test_sampling_options_that_are_wrong():
+    arguments = ["generate", "Once", "-m", "stories260k"]
+    assert "'7' is no bias" in edgellm(*arguments, "--logit-bias", "7", code=2).stderr
+    assert "samplers has 'topk'; expected" in edgellm(*arguments, "--samplers", "topk", code=2).stderr
+    assert "top_k is 3, but mirostat" in edgellm(*arguments, "--mirostat", 2, "--top-k", 3, code=2).stderr
+
+
+def test_defaults_of_sampling_options_are_those_of_python():
+    context = generate.command.make_context("generate", ["Once"])
+    params = {param.name for param in generate.command.params if isinstance(param, SamplingOption)}
+    assert params == SamplingParams.__dataclass_fields__.keys()
+    assert SamplingParams(**{name: context.params[name] for name in params}) == SamplingParams()
 
 
 def test_tokenize():
@@ -270,64 +304,6 @@ def test_chat_answers_once(smollm2_path):
     run = edgellm("chat", "What is the capital of this country?", "--temp", 0, "-n", 20, stdin="France is in Europe.\n")
     assert "Paris" in run.stdout
     assert "not UTF-8" in edgellm("chat", stdin=b"\xff", code=2).stderr
-
-
-class Terminal:
-    """A pseudo-terminal with a command in it."""
-
-    def __init__(self, *arguments):
-        import fcntl
-        import pty
-        import termios
-
-        self._ours, theirs = pty.openpty()
-        self._unread = ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgellm", *arguments], stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
-        os.close(theirs)
-
-    def type(self, text):
-        os.write(self._ours, text)
-
-    def until(self, expected, seconds=60):
-        """What has come since the last call, up to an expected text."""
-        deadline = time.monotonic() + seconds
-        while expected not in self._unread:
-            ready, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"{expected!r} did not come after {self._unread!r}"
-            self._unread += os.read(self._ours, 4096).decode(errors="replace")
-        found, _, self._unread = self._unread.partition(expected)
-        return found
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
-def test_conversation_in_a_terminal(smollm2_path):
-    with Terminal("chat", "--temp", "0", "--stats") as terminal:
-        terminal.until(">>> ")
-        terminal.type(b"What is the capital of France? Answer in one word.\n")
-        assert "Paris" in terminal.until("answer: ")
-        terminal.until(">>> ")
-        terminal.type(b"Write a long story about a dog and a cat.\n")
-        terminal.until("cat.\r\n")
-        terminal.until(" ")
-        terminal.type(b"\x03")  # Ctrl-C stops the answer, or clears the line, and keeps the conversation
-        terminal.until("(stopped;")
-        terminal.until(">>> ")
-        terminal.type(b"What is the capital of Italy? Answer in one word.\n")
-        assert "Rome" in terminal.until("answer: ")
-        terminal.until(">>> ")
-        terminal.type(b"\x04")
-        assert terminal.process.wait(20) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -255,6 +255,17 @@ def test_what_is_no_checkpoint(tmp_path):
         convert(tmp_path, tmp_path / "t.edge", format="q5")
 
 
+def test_a_tokenizer_that_the_library_cannot_read(stories_source, tmp_path):
+    folder = hf_copy(stories_source, tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"decoder": {"type": "Nonsense"}}))
+    with pytest.raises(
+        CheckpointError, match=r"the tokenizer of .*model cannot be read: .*; expected a tokenizer\.json"
+    ):
+        convert(folder, tmp_path / "s.edge", progress=False)
+    assert not (tmp_path / "s.edge").exists()
+
+
 def test_a_config_error_names_the_file(stories_source, tmp_path):
     folder = hf_copy(stories_source, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

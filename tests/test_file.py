@@ -37,9 +37,9 @@ SPECS = {
 }
 
 
-def write(path, specs=SPECS, info=INFO, tokenizer=b'{"a": 1}'):
+def write(path, specs=SPECS, info=INFO, tokenizer=b'{"a": 1}', tables=None):
     rng, matrices = np.random.default_rng(0), {}
-    with Writer(path, info, tokenizer, specs) as writer:
+    with Writer(path, info, tokenizer, specs, tables) as writer:
         for name, (shape, fmt, _) in specs.items():
             values = rng.standard_normal(shape).astype(np.float32)
             if len(shape) == 1:
@@ -78,10 +78,30 @@ def test_round_trip(tmp_path):
     file.verify()
     assert file.info == INFO
     assert json.loads(file.tokenizer_json) == {"a": 1}
+    assert file.tokenizer_tables is None
     assert list(file.tensors) == list(SPECS)
     for name, tensor in file.tensors.items():
         assert (tensor.shape, tensor.format, tensor.pair) == SPECS[name]
         np.testing.assert_array_equal(tensor.data.view(np.uint8), matrices[name].view(np.uint8))
+    file.close()
+
+
+def test_tables_are_a_view_of_the_map(tmp_path):
+    write(tmp_path / "tiny.edge", tables=bytes(range(128)))
+    file = EdgeFile(tmp_path / "tiny.edge")
+    file.verify()
+    assert file.tokenizer_tables.tolist() == list(range(128))
+    assert file.tokenizer_tables.ctypes.data % 64 == 0
+    assert not file.tokenizer_tables.flags.owndata
+    assert list(file.tensors) == list(SPECS)
+    file.close()
+
+
+def test_version_1_is_read(edge):
+    rewrite(edge, at("header", "__metadata__", "version", value="1"))
+    file = EdgeFile(edge)
+    assert file.tokenizer_tables is None
+    assert file.info == INFO
     file.close()
 
 
@@ -137,7 +157,7 @@ def test_every_truncation_is_named(edge, tmp_path):
 @settings(deadline=None, max_examples=300)
 def test_every_flipped_bit_is_found(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "tiny.edge"
-    write(path)
+    write(path, tables=bytes(128))
     content = bytearray(path.read_bytes())
     bit = data.draw(st.integers(0, len(content) * 8 - 1))
     content[bit // 8] ^= 1 << bit % 8
@@ -171,7 +191,7 @@ def at(*keys, value):
 
 
 HAND_MADE = {
-    "other version": (at("header", "__metadata__", "version", value="2"), UnsupportedError, "'2'.*version '1'"),
+    "other version": (at("header", "__metadata__", "version", value="3"), UnsupportedError, "'3'.*reads 1 and 2"),
     "not ours": (at("header", "__metadata__", "format", value="pt"), EdgeFileError, r"not a \.edge file"),
     "no metadata": (at("header", "__metadata__", "config", value=5), EdgeFileError, "malformed"),
     "config no JSON": (at("header", "__metadata__", "config", value="{"), EdgeFileError, "malformed"),
@@ -196,6 +216,10 @@ HAND_MADE = {
     "no checksum": (at("tensors", "embed", "sha256", value=None), EdgeFileError, "does not match"),
     "extra tensor": (at("header", "more", value={"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
                      EdgeFileError, "more"),
+    "tables that are not there": (at("header", "__metadata__", "tokenizer_tables_sha256", value=""),
+                                  EdgeFileError, r"tokenizer\.tables"),
+    "tables without a checksum": (at("header", "tokenizer.tables", value={"data_offsets": [0, 0]}),
+                                  EdgeFileError, r"tokenizer\.tables"),
     "missing tensor": (lambda header, tensors: tensors.pop("embed"), EdgeFileError, "embed"),
 }  # fmt: skip
 

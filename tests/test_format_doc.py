@@ -3,13 +3,20 @@
 import hashlib
 import json
 import struct
+import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import BUNDLED
+import tokenizers
+from conftest import BUNDLED, shared
 from test_file import SPECS, write
+from tiny_tokenizers import byte_level, sentencepiece
 
+from edgellm import bpe
 from edgellm.backends.reference import matrix
+from edgellm.converters import convert
+from edgellm.converters.gguf_tokenizer import tokenizer_from_gguf
 from edgellm.loading import open_model
 
 
@@ -65,6 +72,69 @@ class Reader:
         return s - u + (u // 16 % 2) * pair + (u // 32) * 16 + u % 16
 
 
+class Tables:
+    """The tokenizer's tables, from the document alone."""
+
+    def __init__(self, raw):
+        names = ("json", "text", "ends", "word_sums", "word_ids", "pairs", "ranks", "merged", "bytes", "joints")
+        at = 64
+        for name, count in zip((*names, "before", "after"), struct.unpack_from("<12I", raw), strict=True):
+            code = {"json": "B", "text": "B", "pairs": "Q"}.get(name, "I")
+            setattr(self, name, struct.unpack_from(f"<{count}{code}", raw, at))
+            size = count * struct.calcsize(code)
+            assert not any(raw[at + size : at + -(-size // 64) * 64])
+            at += -(-size // 64) * 64
+        assert at == len(raw)
+        begins = [0, *self.ends]
+        self.tokens = [bytes(self.text[a:b]).decode() for a, b in zip(begins, self.ends, strict=False)]
+        self.words = {self.tokens[id]: id for id in self.word_ids}
+        assert list(self.word_sums) == sorted(self.word_sums)
+        assert [zlib.crc32(self.tokens[id].encode()) for id in self.word_ids] == list(self.word_sums)
+        assert list(self.pairs) == sorted(self.pairs)
+        self.rank = {(pair >> 32, pair % 2**32): rank for pair, rank in zip(self.pairs, self.ranks, strict=True)}
+
+    def encode(self, text):
+        """Added tokens are found by the library, and so is where words begin."""
+        found = tokenizers.Tokenizer.from_str(bytes(self.json).decode())
+        normalizer, pre_tokenizer = found.normalizer, found.pre_tokenizer
+        found.normalizer = found.pre_tokenizer = None
+        encoding, ids = found.encode(text), list(self.before)
+        for id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if id != len(self.tokens):
+                ids.append(id)
+                continue
+            part = normalizer.normalize_str(text[begin:end]) if normalizer else text[begin:end]
+            words = [word for word, _ in pre_tokenizer.pre_tokenize_str(part)] if pre_tokenizer else [part]
+            for word in words:
+                for smaller in self.cut(word):
+                    ids += self.word(smaller)
+        return ids + list(self.after)
+
+    def cut(self, word):
+        parts = [""]
+        for before, char in zip(" " + word, word, strict=False):
+            if parts[-1] and char == "\u2581" != before and ord(before) not in self.joints:
+                parts.append("")
+            parts[-1] += char
+        return parts
+
+    def word(self, word):
+        if word in self.words:
+            return [self.words[word]]
+        ids = [id for char in word for id in self.char(char)]
+        while True:
+            ranks = [(self.rank[pair], at) for at, pair in enumerate(pairwise(ids)) if pair in self.rank]
+            if not ranks:
+                return ids
+            rank, at = min(ranks)
+            ids[at : at + 2] = [self.merged[rank]]
+
+    def char(self, char):
+        if char in self.words:
+            return [self.words[char]]
+        return [self.bytes[byte] for byte in char.encode()] if self.bytes else []
+
+
 def check(path, values, name):
     reader, rng = Reader(path), np.random.default_rng(0)
     rows, cols = reader.tensors[name]["shape"]
@@ -111,3 +181,29 @@ def test_vectors_and_the_tokenizer():
         "bos_id", "eos_ids", "chat_template", "name", "license", "origin",
     }  # fmt: skip
     file.close()
+
+
+TEXTS = ["hello hell w\xe9", "", "  a\u2581\u2581b \u2581[INST] he\tll<think>", "\n\U0001f600 hello</s>"]
+
+
+@pytest.mark.parametrize("metadata", [byte_level(add_eos_token=True), sentencepiece(), byte_level(pre="llama-bpe")])
+def test_the_tables_of_a_tokenizer(tmp_path, metadata):
+    source = tokenizer_from_gguf(metadata)
+    write(tmp_path / "tables.edge", tables=bpe.tables(source.json))
+    reader = Reader(tmp_path / "tables.edge")
+    raw = reader.stored("tokenizer.tables")
+    assert hashlib.sha256(raw).hexdigest() == reader.metadata["tokenizer_tables_sha256"]
+    assert (reader.metadata["version"], "tokenizer.tables" in reader.tensors) == ("2", False)
+    tables, library = Tables(raw), tokenizers.Tokenizer.from_str(source.json.decode())
+    assert tables.tokens == [library.id_to_token(id) for id in range(library.get_vocab_size())]
+    for text in TEXTS:
+        assert tables.encode(text) == library.encode(text).ids, text
+
+
+def test_the_tables_of_a_converted_model(tmp_path):
+    convert(shared("data/stories260K/gguf/stories260K-F32.gguf"), tmp_path / "stories.edge", progress=False)
+    reader = Reader(tmp_path / "stories.edge")
+    tables = Tables(reader.stored("tokenizer.tables"))
+    library = tokenizers.Tokenizer.from_str(reader.stored("tokenizer.json").decode())
+    for text in (*TEXTS, "Once upon a time, there was a little girl named Lily. She loved to play outside."):
+        assert tables.encode(text) == library.encode(text).ids, text

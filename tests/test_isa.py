@@ -14,6 +14,7 @@ pytest.importorskip("numba")
 
 from edgellm import isa
 from edgellm.errors import BackendError
+from edgellm.isa import _vectors as vectors
 from edgellm.isa._llvm import LANES
 from edgellm.isa._vectors import primitives, row_primitives
 from edgellm.kernels import primitives as plain
@@ -54,15 +55,32 @@ def floats(n, x, y, z, out):
         out += 768
 
 
-def folds(n, x, sums, maxima, largest, codes, codes_sums):
-    """Of n vectors: their sum, maximum, largest size, and, as codes, themselves and their sum."""
+def folds(n, x, sums, maxima):
+    """Of n vectors: their sum and maximum."""
     for i in range(n):
         a = load_f32(x + 64 * i)
         set_f32(sums + 4 * i, lanes_sum(a))
         set_f32(maxima + 4 * i, lanes_max(a))
-        set_f32(largest + 4 * i, lanes_largest(a))
-        store_codes(codes + 16 * i, a)
-        set_i32(codes_sums + 4 * i, codes_sum(codes + 16 * i))
+
+
+def codes(n, x, out):
+    """Of n times 64 float32: what stands for them, in 120 bytes."""
+    for i in range(n):
+        quantize_64(x + 256 * i, out + 120 * i)
+
+
+def sums(n, x, factors, out_1, out_4, counts):
+    """For one query, and for four: n products of vectors and factors added up, from 0, then from these sums."""
+    one, four = zeros_1(), zeros_4()
+    for _ in range(2):
+        for i in range(n):
+            one = fma_1(one, x + 2 * i, 2 * n + 32, factors + 4 * i, 4 * n)
+            four = fma_4(four, x + 2 * i, 2 * n + 32, factors + 4 * i, 4 * n)
+        store_1(out_1, 512, one)
+        store_4(out_4, 512, four)
+        one, four = load_1(out_1, 512), load_4(out_4, 512)
+    set_i64(counts, vectors_1())
+    set_i64(counts + 8, vectors_4())
 
 
 def firsts(x, y, out):
@@ -88,20 +106,21 @@ def singles(n, x, vector, scalar):
 
 
 def scalars(x, out):
-    """Copies of 8, 4 and 4 bytes, and the ninth byte as a number."""
+    """Copies of 8, 4 and 4 bytes, the ninth byte as a number, and the lines that a prefetch brings."""
     set_i64(out, get_i64(x))
     set_i32(out + 8, get_i32(x + 8))
     set_f32(out + 12, get_f32(x + 12))
     set_i64(out + 16, get_u8(x + 8))
+    set_i64(out + 24, fetched_lines())
 
 
-BODIES = (dots, floats, folds, firsts, halves, singles, scalars)
+BODIES = (dots, floats, folds, codes, sums, firsts, halves, singles, scalars)
 
 
 @cache
 def bound(name):
     found = isa.get(name)
-    return primitives(found.dot4, found.dot4_u8)
+    return primitives(found.dot4, found.dot4_u8, found.ROWS)
 
 
 @cache
@@ -246,6 +265,30 @@ def test_float_operations(name):
         np.testing.assert_array_equal(result[operation], values, err_msg=operation)
 
 
+@pytest.mark.parametrize("name", [*isa.runnable(), "plain"])
+def test_sums_of_some_queries(name, rng):
+    """As fma has them one after the other; nothing else is written."""
+    n = 30
+    x, factors = rng.standard_normal((8, n + 16)).astype(np.float16), rng.standard_normal((4, n)).astype(np.float32)
+    out, counts = np.full((2, 4, 8, LANES), np.nan, np.float32), np.zeros(2, np.int64)
+    arrays = n, x, factors, out[0], out[1], counts
+    if name == "plain":
+        body = FunctionType(sums.__code__, {**globals(), **vars(plain)}, sums.__name__)
+        body(*(a if isinstance(a, int) else a.ctypes.data for a in arrays))
+    else:
+        run(sums, name, *arrays)
+    expected = np.zeros((4, 8, LANES), np.float32)
+    for i in [*range(n)] * 2:
+        exact = x[None, :, i : i + LANES].astype(np.float64) * factors[:, i, None, None] + expected
+        expected = exact.astype(np.float32)
+    for found, queries, count in zip(out, (1, 4), counts, strict=True):
+        np.testing.assert_array_equal(found[:queries, :count], expected[:queries, :count])
+        assert np.isnan(found[queries:]).all()
+        assert np.isnan(found[:, count:]).all()
+    if name != "plain":
+        assert tuple(counts) == (4, isa.get(name).ROWS // 4)
+
+
 def test_fma_rounds_once(name):
     x = np.full((1, LANES), 1 + 2.0**-23, np.float32)
     z, out = -(x * x), np.zeros((len(FLOATS), LANES), np.float32)
@@ -285,26 +328,65 @@ def in_tree_order(x):
     return x[:, 0]
 
 
-def test_folds_and_codes(name, rng):
+def test_folds(name, rng):
     x = rng.uniform(-127, 127, (2000, LANES)).astype(np.float32)
-    x[:8] = (np.arange(-64, 64) + 0.5).reshape(8, LANES)
-    x[8:12] = np.array([-127, 127, -126.5, 126.5], np.float32)[:, None]
-    (sums, maxima, largest), codes_sums = np.zeros((3, 2000), np.float32), np.zeros(2000, np.int32)
-    codes = np.zeros((2000, LANES), np.int8)
-    run(folds, name, len(x), x, sums, maxima, largest, codes, codes_sums)
+    sums, maxima = np.zeros((2, 2000), np.float32)
+    run(folds, name, len(x), x, sums, maxima)
     np.testing.assert_array_equal(sums.view(np.int32), in_tree_order(x).view(np.int32))
     np.testing.assert_array_equal(maxima, x.max(axis=1))
-    np.testing.assert_array_equal(largest, np.abs(x).max(axis=1))
-    np.testing.assert_array_equal(codes, np.rint(x))
-    np.testing.assert_array_equal(codes_sums, codes.sum(axis=1, dtype=np.int32))
 
 
-def test_the_largest_is_nan_if_a_lane_is(name):
-    x, codes = np.ones((2 * LANES, LANES), np.float32), np.zeros((2 * LANES, LANES), np.int8)
-    x[np.arange(LANES), np.arange(LANES)] = np.nan
-    x[LANES:, 3], largest, others = -np.inf, np.zeros(2 * LANES, np.float32), np.zeros((3, 2 * LANES), np.float32)
-    run(folds, name, len(x), x, others[0], others[1], largest, codes, others[2])
-    np.testing.assert_array_equal(largest, [np.nan] * LANES + [np.inf] * LANES)
+PARTS = np.dtype(
+    [("codes", np.int8, (4, 16)), ("scales", np.float32, 4), ("q4", np.int32, 4), ("q8", np.int32, 4),
+     ("sums", np.float32, 2)]
+)  # fmt: skip
+
+
+def quantized(x, name=None):
+    """What an ISA's primitive, or the plain one, makes of (n, 4, 16) float32."""
+    out = np.zeros(len(x), PARTS)
+    if name:
+        run(codes, name, len(x), x, out)
+    else:
+        for values, made in zip(x, out, strict=True):
+            plain.quantize_64(values.ctypes.data, made[None].ctypes.data)
+    return out
+
+
+def test_quantize_64(name, rng):
+    x = rng.standard_normal((1000, 4, LANES)) * 10.0 ** rng.integers(-40, 38, (1000, 4, 1))
+    x[0] = (np.arange(-32, 32) + 0.5).reshape(4, LANES)  # with 127 as the largest, halves go to the even neighbour
+    x[0, :, 0], x[1], x[2, 1:3], x[3, 0, 5] = 127, 0, 0, -3e38
+    x = x.astype(np.float32)
+    found = quantized(x, name)
+    largest = np.abs(x).max(2)
+    exact = x.astype(np.float64) / np.where(largest < 1e-36, np.inf, largest)[..., None] * 127
+    assert (np.abs(found["codes"] - exact) <= 0.5 + 127 * 2.0**-22).all()  # a quotient and a product, rounded
+    np.testing.assert_array_equal(found["codes"][0], np.rint(x[0]))
+    np.testing.assert_array_equal(found["scales"], largest / np.float32(127))
+    totals = found["codes"].sum(axis=2, dtype=np.int32)
+    np.testing.assert_array_equal(found["q4"], -8 * totals)
+    np.testing.assert_array_equal(found["q8"], -128 * totals)
+    terms = (largest.astype(np.float64) / 127 * totals).reshape(-1, 2, 2)
+    np.testing.assert_array_equal(found["sums"], (terms[..., 1] + terms[..., 0].astype(np.float32)).astype(np.float32))
+    assert found.tobytes() == quantized(x).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_scale_is_nan_if_a_value_is(name):
+    """And infinite if a value is; other groups are as they were."""
+    x = np.ones((4 * LANES, 4, LANES), np.float32)
+    bad = np.arange(4 * LANES)
+    x[bad, bad // LANES, bad % LANES] = np.nan
+    x[0, 0, 3] = -np.inf
+    for found in (quantized(x, name), quantized(x)):
+        expected = np.full((4 * LANES, 4), np.float32(1) / np.float32(127))
+        expected[bad, bad // LANES] = np.nan
+        np.testing.assert_array_equal(found["scales"], expected)
+        others = np.arange(4) != (bad // LANES)[:, None]
+        assert (found["codes"][others] == 127).all()
+    x[0, 0, 0] = 1
+    assert quantized(x, name)["scales"][0, 0] == np.inf
 
 
 def test_first(name, rng):
@@ -341,10 +423,10 @@ def test_float16_to_float32(name):
 
 def test_memory_need_not_be_aligned(name, rng):
     memory = rng.integers(0, 256, 65).astype(np.uint8)
-    out = np.zeros(24, np.uint8)
+    out = np.zeros(32, np.uint8)
     run(scalars, name, memory[1:], out)
     np.testing.assert_array_equal(out[:16], memory[1:17])
-    assert out[16:].view(np.int64) == memory[9]
+    assert out[16:24].view(np.int64) == memory[9]
     half = np.zeros(LANES, np.float32)
     run(singles, name, 1, memory[1:], half, np.zeros(LANES, np.float32))
     np.testing.assert_array_equal(half, memory[1:33].copy().view(np.float16).astype(np.float32))
@@ -412,3 +494,12 @@ def test_the_machine_is_named_as_isas_name_it():
     machine, features = isa.cpu()
     assert machine in {isa.get(name).MACHINE for name in isa.names()}
     assert all(isinstance(feature, str) for feature in features)
+
+
+@pytest.mark.parametrize(("cpu", "lines"), [("znver4", 2), ("sapphirerapids", 1), ("cortex-a76", 1)])
+def test_cpus_that_fetch_a_lines_neighbour(cpu, lines, monkeypatch):
+    monkeypatch.setattr(vectors, "host", lambda: ("", cpu, ""))
+    from numba import njit
+
+    found = primitives(isa.get("generic").dot4, isa.get("generic").dot4_u8, 4)["fetched_lines"]
+    assert njit(lambda: found())() == lines

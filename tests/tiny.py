@@ -24,10 +24,14 @@ def _tensor(rng, name, shape, fmt):
     return Tensor(name, shape, fmt, quant.get(fmt).pack(quant.get(fmt).quantize(values)))
 
 
+def config(name):
+    return architectures.get(name).Config.tiny()
+
+
 def backend(name, fmt="f32", kind="reference", context_length=64, max_rows=None, n_threads=None, **changes):
     """A backend of that kind with a tiny random model of the architecture; `changes` go into its config."""
     architecture = architectures.get(name)
-    config = replace(architecture.Config.tiny(), **changes)
+    config = replace(architecture.Config.tiny(), context_length=context_length, **changes)
     made = get(kind)(architecture, config, tensors(architecture, config, fmt), context_length, n_threads)
     if max_rows:
         made.MAX_ROWS = max_rows

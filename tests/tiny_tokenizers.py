@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from edgellm import bpe
+from edgellm.bpe import BPE
 from edgellm.converters.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, tokenizer_from_gguf
 from edgellm.tokenizer import _BYTES, Tokenizer
 
@@ -36,5 +38,8 @@ def sentencepiece(**more):
 
 
 def tokenizer(metadata):
+    """As a converted model has it: with tables where there are any."""
     source = tokenizer_from_gguf(metadata)
-    return Tokenizer(source.json, source.bos_id, source.eos_ids)
+    tables = bpe.tables(source.json)
+    vocabulary = source.json if tables is None else BPE(np.frombuffer(tables, np.uint8))
+    return Tokenizer(vocabulary, source.bos_id, source.eos_ids)

@@ -116,7 +116,7 @@ class Config(DecoderConfig):
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
-        """`metadata` without the architecture's prefix, as in "block_count", and `tensors`, the names of all."""
+        """`metadata` without the architecture's prefix, as in "block_count"; `tensors` are the names of all."""
         if metadata.get("expert_count"):
             raise UnsupportedError("config has experts; this architecture supports dense models")
         sizes, tensors = sizes_from_gguf(metadata), metadata["tensors"]

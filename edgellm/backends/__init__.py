@@ -43,6 +43,10 @@ class Backend(Protocol):
         """Forget a slot's tokens from `length` on; return how many are left: `length`, or 0 if a sliding window has
         already dropped what the next token would need."""
 
+    def copy(self, source: int, target: int, length: int) -> int:
+        """Make a slot hold the first `length` tokens of another, in place of its own; return how many it holds:
+        `length`, or 0 as `trim` does."""
+
     def run(self, step: Step) -> F32:
         """Evaluate the rows, append them to the caches: -> (wanted rows, vocab_size) logits."""
 

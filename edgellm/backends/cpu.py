@@ -195,12 +195,26 @@ class _Layer:
     def ring(self) -> tuple[int, int]:
         return self.capacity, self.window or self.capacity
 
+    def parts(self, memory: Array, length: int) -> list[Array]:
+        """What the ring's first `length` places, or all, hold in a slot's memory: (heads, bytes) views."""
+        if self.cache.n_arrays == 1:
+            return [memory[self.keys : self.end].reshape(self.capacity, -1)[:length]]
+        blocks = -(-length // layout.KEY_BLOCK)
+        keys, values = memory[self.keys : self.values], memory[self.values : self.end]
+        heads = self.cache.n_kv_heads, self.capacity // layout.KEY_BLOCK, -1
+        return [part.reshape(heads)[:, :blocks] for part in (keys, values)]
+
 
 class _Slot(Held):
     def __init__(self, layers: list[_Layer]) -> None:
         super().__init__([layer.ring for layer in layers])
-        self._memory = _block(_slot_bytes(layers))
+        self._layers, self._memory = layers, _block(_slot_bytes(layers))
         self.address = _address(self._memory)
+
+    def _copy_rings(self, other: _Slot, length: int) -> None:
+        for layer in self._layers:
+            for mine, theirs in zip(layer.parts(self._memory, length), layer.parts(other._memory, length), strict=True):
+                mine[:] = theirs
 
 
 def _slot_bytes(layers: list[_Layer]) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.options import (
+    Grouped,
     answer_options,
     json_option,
     load_model,
@@ -16,35 +17,55 @@ from edgellm.options import (
     runtime_options,
     sampling_options,
     show_stats,
+    structure_options,
 )
 
+if TYPE_CHECKING:
+    from edgellm.api import Completion, Model
 
-@click.command()
+
+@click.command(cls=Grouped)
 @click.argument("prompt")
 @model_option
+@click.option("--answers", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Give N answers.")
 @sampling_options
+@structure_options
 @runtime_options
 @json_option
-def command(prompt: str, model: str, as_json: bool, **options: Any) -> None:
-    """Continue PROMPT as raw text, without a chat template."""
-    with load_model(model, options) as loaded, loaded.stream(prompt, **answer_options(options)) as stream:
+def command(prompt: str, model: str, answers: int, as_json: bool, **options: Any) -> None:
+    """Continue PROMPT as raw text, without a chat template.
+
+    With --answers, as many continuations are made at once; with --json there is one object a line.
+    """
+    with load_model(model, options) as loaded:
+        if answers > 1:
+            made = loaded.generate_many(prompt, answers, **answer_options(options))
+        else:
+            made = [_streamed(loaded, prompt, as_json, options)]
+    for i, done in enumerate(made):
+        if as_json:
+            click.echo(json.dumps(_fields(done)))
+        elif answers > 1:
+            click.echo(f"{i + 1}:{done.text}")
+        if options["stats"]:
+            show_stats(done.timings)
+
+
+def _streamed(model: Model, prompt: str, as_json: bool, options: dict[str, Any]) -> Completion:
+    with model.stream(prompt, **answer_options(options)) as stream:
         for piece in stream:
             if not as_json:
                 click.echo(piece.text, nl=False)
-        done = stream.completion
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "text": done.text,
-                    "ids": done.ids,
-                    "prompt_ids": done.prompt_ids,
-                    "finish_reason": done.finish_reason,
-                    "timings": asdict(done.timings),
-                }
-            )
-        )
-    else:
+    if not as_json:
         click.echo()
-    if options["stats"]:
-        show_stats(done.timings)
+    return stream.completion
+
+
+def _fields(done: Completion) -> dict[str, Any]:
+    return {
+        "text": done.text,
+        "ids": done.ids,
+        "prompt_ids": done.prompt_ids,
+        "finish_reason": done.finish_reason,
+        "timings": asdict(done.timings),
+    }

@@ -22,13 +22,12 @@ def command(
 ) -> None:
     """Print the tokens of TEXT: id and piece, one a line."""
     from edgellm import store
-    from edgellm.loading import open_model
-    from edgellm.tokenizer import Tokenizer
+    from edgellm.loading import open_model, open_tokenizer
 
     if (text is None) == (file is None):
         raise click.UsageError("Give either TEXT or --file.")
     opened = open_model(store.resolve(model)).file
-    tokenizer = Tokenizer(opened.tokenizer_json, opened.info.bos_id, opened.info.eos_ids)
+    tokenizer = open_tokenizer(opened)
     opened.close()
     ids = tokenizer.encode(
         read_text(file) if file else text or "", add_special=not no_special, parse_special=not no_parse_special

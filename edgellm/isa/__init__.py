@@ -4,7 +4,7 @@ An ISA module has
 
     MACHINE        "x86_64", "aarch64", or "" for any
     FEATURES       sets of LLVM's CPU features, of which the CPU must have one: a missing instruction ends the process
-    ROWS           rows of activations that a prefill kernel holds in registers, 4 or more
+    ROWS           rows of activations, or vectors of sums, that a kernel holds in registers: a multiple of 4
     dot4, dot4_u8  LLVM emitters, see _vectors.primitives
 
 Importing a module imports llvmlite; listing them does not.

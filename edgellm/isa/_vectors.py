@@ -17,9 +17,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
+from edgellm.isa import host
 from edgellm.isa._llvm import (
     BYTES,
-    CODES,
     F16,
     F32,
     FLOATS,
@@ -36,6 +36,7 @@ from edgellm.isa._llvm import (
     splat,
     store,
 )  # fmt: skip
+from edgellm.isa._quantize import quantize_64
 
 
 class Vec(types.Type):  # type: ignore[misc]
@@ -70,6 +71,7 @@ def operation(emit: Callable[..., Any], result: Any, *arguments: Any) -> Any:
         lambda _, a, b: typed,
         lambda _, a, b, c: typed,
         lambda _, a, b, c, d: typed,
+        lambda _, a, b, c, d, e: typed,
     ]
     return intrinsic(by_arity[len(arguments)])
 
@@ -85,23 +87,6 @@ def _tree(b: ir.IRBuilder, vector: Any, combine: Callable[[Any, Any], Any]) -> A
 
 def _maximum(b: ir.IRBuilder) -> Callable[[Any, Any], Any]:
     return lambda x, y: b.select(b.fcmp_ordered(">", x, y), x, y)
-
-
-def _largest(b: ir.IRBuilder, x: Any) -> Any:
-    """The largest |lane|, or NaN if one is: as integers, floats of one sign are in order, and NaN is above them all."""
-    sizes = b.and_(b.bitcast(x, INTS), constant(INTS, 0x7FFFFFFF))
-    return b.bitcast(_tree(b, sizes, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F32)
-
-
-def _to_codes(b: ir.IRBuilder, p: Any, x: Any) -> None:
-    """Round to the nearest int8 and store 16 of them."""
-    rounded = call(b, "llvm.rint.v16f32", FLOATS, x)
-    store(b, p, b.trunc(b.fptosi(rounded, INTS), CODES))
-
-
-def _codes_sum(b: ir.IRBuilder, p: Any) -> Any:
-    """Sum of 16 stored int8."""
-    return _tree(b, b.sext(load(b, p, CODES), INTS), b.add)
 
 
 def _exp(b: ir.IRBuilder, x: Any) -> Any:
@@ -136,10 +121,11 @@ def _first(b: ir.IRBuilder, count: Any, x: Any, other: Any) -> Any:
     return b.select(b.icmp_signed("<", lanes, splat(b, count)), x, other)
 
 
-def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[str, Any]:
+def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int) -> dict[str, Any]:
     """The operations of an ISA by the names that kernels call them.
 
     dot4(builder, acc, u, s): acc[row] + sum over 4 of u * s, u unsigned bytes below 16, s signed; dot4_u8 for any u.
+    rows: vectors of sums that the registers hold.
     """
     fma = "llvm.fma.v16f32"
     scalars = {
@@ -161,8 +147,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
         "load_f16": operation(lambda b, p: b.fpext(load(b, p, HALVES), FLOATS), F, ADDRESS),
         "store_f32": operation(store, types.void, ADDRESS, F),
         "store_f16": operation(lambda b, p, x: store(b, p, b.fptrunc(x, HALVES)), types.void, ADDRESS, F),
-        "store_codes": operation(_to_codes, types.void, ADDRESS, F),
-        "codes_sum": operation(_codes_sum, INT, ADDRESS),
+        "quantize_64": operation(quantize_64, types.void, ADDRESS, ADDRESS),
         "splat_i32": operation(lambda b, p: splat(b, load(b, p, I32)), N, ADDRESS),
         "splat_f32": operation(lambda b, p: splat(b, load(b, p, F32)), F, ADDRESS),
         "fill": operation(splat, F, FLOAT),
@@ -184,11 +169,11 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any]) -> dict[st
             lambda b, x, y, z: b.select(b.fcmp_ordered(">", x, constant(FLOATS, 0.0)), y, z), F, F, F, F
         ),
         "lanes_sum": operation(lambda b, x: _tree(b, x, b.fadd), FLOAT, F),
-        "lanes_largest": operation(_largest, FLOAT, F),
         "lanes_max": operation(lambda b, x: _tree(b, x, _maximum(b)), FLOAT, F),
         "prefetch": operation(_prefetch, types.void, ADDRESS),
+        "fetched_lines": operation(lambda b: I64(2 if host()[1].startswith("znver") else 1), ADDRESS),
     }
-    return scalars | vectors
+    return scalars | vectors | sums_primitives(4, rows // 4) | sums_primitives(1, 4)
 
 
 class Rows(types.Type):  # type: ignore[misc]
@@ -203,6 +188,48 @@ class Rows(types.Type):  # type: ignore[misc]
 class _RowsModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, rows: Rows) -> None:
         super().__init__(manager, rows, rows.llvm)
+
+
+def sums_primitives(queries: int, n: int) -> dict[str, Any]:
+    """The operations of attention on sums in registers: `n` vectors of each of so many queries. Names end with that
+    number. Vector v of query q stands at p + q * step + 64 * v."""
+    sums, places = Rows(F, queries * n), [(query, v) for query in range(queries) for v in range(n)]
+
+    def gathered(b: ir.IRBuilder, vectors: list[Any]) -> Any:
+        rows = ir.Constant(sums.llvm, ir.Undefined)
+        for i, vector in enumerate(vectors):
+            rows = b.insert_value(rows, vector, i)
+        return rows
+
+    def at(b: ir.IRBuilder, p: Any, step: Any, i: int) -> Any:
+        return b.add(p, b.mul(step, I64(i)))
+
+    def of(b: ir.IRBuilder, p: Any, step: Any, query: int, v: int) -> Any:
+        return b.add(at(b, p, step, query), I64(64 * v))
+
+    def loaded(b: ir.IRBuilder, p: Any, step: Any) -> Any:
+        return gathered(b, [load(b, of(b, p, step, *place), FLOATS) for place in places])
+
+    def stored(b: ir.IRBuilder, p: Any, step: Any, rows: Any) -> None:
+        for i, place in enumerate(places):
+            store(b, of(b, p, step, *place), b.extract_value(rows, i))
+
+    def fma(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
+        vectors = [b.fpext(load(b, at(b, x, x_step, v), HALVES), FLOATS) for v in range(n)]
+        factors = [splat(b, load(b, at(b, factor, factor_step, query), F32)) for query in range(queries)]
+        return gathered(b, [
+            call(b, "llvm.fma.v16f32", FLOATS, vectors[v], factors[query], b.extract_value(rows, i))
+            for i, (query, v) in enumerate(places)
+        ])  # fmt: skip
+
+    primitives = {
+        "vectors": operation(lambda b: I64(n), ADDRESS),
+        "zeros": operation(lambda b: gathered(b, [constant(FLOATS, 0.0)] * len(places)), sums),
+        "load": operation(loaded, sums, ADDRESS, ADDRESS),
+        "store": operation(stored, types.void, ADDRESS, ADDRESS, sums),
+        "fma": operation(fma, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
+    }
+    return {f"{name}_{queries}": primitive for name, primitive in primitives.items()}
 
 
 def row_primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], count: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Bodies:
 
     def __init__(self, isa: Isa) -> None:
         self._isa, self._target = isa, _target()
-        self._primitives = {**primitives(isa.dot4, isa.dot4_u8), **calls()}
+        self._primitives = {**primitives(isa.dot4, isa.dot4_u8, isa.ROWS), **calls()}
         self._inlined: dict[Body, Any] = {}
 
     def object_file(self, kernel: Kernel) -> bytes:

@@ -44,12 +44,15 @@ from edgellm.kernels.primitives import (
     fill,
     first,
     fma,
+    fma_1,
+    fma_4,
     get_f32,
     get_i32,
     get_i64,
     lanes_max,
     lanes_sum,
-    load_f16,
+    load_1,
+    load_4,
     load_f32,
     maximum,
     mul,
@@ -57,38 +60,55 @@ from edgellm.kernels.primitives import (
     set_f16,
     set_f32,
     set_i64,
-    splat_f32,
+    store_1,
+    store_4,
     store_f32,
     sub,
+    vectors_1,
+    vectors_4,
     zero,
+    zeros_1,
+    zeros_4,
 )  # fmt: skip
 
-SLACK_BYTES = 32
-QUERIES_AT_ONCE = 4  # that share loads of keys and values; of 16 lanes each, their sums fit into the registers of AVX2
+SLACK_BYTES = 128
+QUERIES_AT_ONCE = 4  # that share loads of keys and values
 TASK_QUERIES = 16  # that meet a block of keys while it is in the CPU's nearest cache
 HIDDEN, LOWEST = np.float32(-np.inf), np.float32(-3e38)  # a maximum starts from a number: -inf less -inf is NaN
 START: int = np.int64(0)  # for a literal 0, Numba would compile what it is passed to once more
 
-# What a thread keeps of a query while it works on a task: cells, its scores in a block, its state and partial.
-QUERY, SEES_FROM, SEES_TO, PARTIAL, RESULT, SCORES = 0, 8, 16, 24, 32, 64
-STATE = SCORES + 4 * KEY_BLOCK
+# What a thread keeps of a query while it works on a task: cells, its scores in a block, its partial, its state, itself.
+SEES_FROM, SEES_TO, RESULT, SCORES = 0, 8, 16, 64
+MADE = SCORES + 4 * KEY_BLOCK
 SUM, ACC = 64, 128  # of a state or partial
 
 
 def n_partial_floats(rows: int, n_heads: int, head_dim: int, capacity: int, n_threads: int) -> int:
     """The size of PARTIALS for steps of up to `rows` rows and up to `n_threads` threads."""
-    partial = ACC + 4 * -(-head_dim // 16) * 16
-    per_thread = TASK_QUERIES * (STATE + 2 * partial)
     queries = min(rows * n_heads, 2 * n_threads * TASK_QUERIES)
-    return (n_threads * per_thread + queries * (capacity // KEY_BLOCK + 1) * partial) // 4
+    of_queries = queries * (capacity // KEY_BLOCK + 1) * partial_bytes(head_dim)
+    return (n_threads * TASK_QUERIES * query_bytes(head_dim) + of_queries) // 4
 
 
 def partial_bytes(head_dim: int) -> int:
-    return ACC + 4 * ((head_dim + 15) // 16 * 16)
+    return ACC + padded_bytes(head_dim)
+
+
+def padded_bytes(head_dim: int) -> int:
+    """Of a head's float32, with room for what vectors take together with it."""
+    return 4 * ((head_dim + 63) // 64 * 64)
 
 
 def query_bytes(head_dim: int) -> int:
-    return STATE + 2 * partial_bytes(head_dim)
+    return query_at(head_dim) + padded_bytes(head_dim)
+
+
+def state_at(head_dim: int) -> int:
+    return MADE + partial_bytes(head_dim)
+
+
+def query_at(head_dim: int) -> int:
+    return MADE + 2 * partial_bytes(head_dim)
 
 
 def partials_of(record: int, query: int, n_threads: int) -> int:
@@ -144,36 +164,32 @@ def splits_keys(record: int, step: int, n_threads: int) -> bool:
 # One block of keys.
 
 
-def score_4(keys: int, ahead: int, head_dim: int, query: int, stride: int, scores: int) -> None:
-    """q . k of four queries, `stride` bytes apart in what the thread keeps, with 16 keys: [head_dim][16].
+def score_4(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """q . k of four queries, `stride` bytes apart in what the thread keeps, with keys begin..end, and some around them.
 
     Meanwhile the same keys of the next block come closer, `ahead` bytes from here: the CPU's own prefetching stops at
     each page, and a block takes long enough that memory need never be waited for.
     """
-    q0, q1 = get_i64(query), get_i64(query + stride)
-    q2, q3 = get_i64(query + 2 * stride), get_i64(query + 3 * stride)
-    s0, s1, s2, s3 = zero(), zero(), zero(), zero()
-    for d in range(head_dim):
-        k = load_f16(keys + 32 * d)
-        prefetch(keys + ahead + 32 * d)
-        s0 = fma(k, splat_f32(q0 + 4 * d), s0)
-        s1 = fma(k, splat_f32(q1 + 4 * d), s1)
-        s2 = fma(k, splat_f32(q2 + 4 * d), s2)
-        s3 = fma(k, splat_f32(q3 + 4 * d), s3)
-    store_f32(scores, s0)
-    store_f32(scores + stride, s1)
-    store_f32(scores + 2 * stride, s2)
-    store_f32(scores + 3 * stride, s3)
+    q, n, step = query + query_at(head_dim), 16 * vectors_4(), 32 * head_dim
+    for key in range(begin // n * n, end, n):
+        k, s = keys + 2 * key * head_dim, zeros_4()
+        for d in range(head_dim):
+            for i in range(vectors_4()):
+                prefetch(k + ahead + 32 * d + i * step)
+            s = fma_4(s, k + 32 * d, step, q + 4 * d, stride)
+        store_4(query + SCORES + 4 * key, stride, s)
 
 
-def score_1(keys: int, ahead: int, head_dim: int, query: int, scores: int) -> None:
+def score_1(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
     """As score_4, the same bits, for one query."""
-    q = get_i64(query)
-    s = zero()
-    for d in range(head_dim):
-        prefetch(keys + ahead + 32 * d)
-        s = fma(load_f16(keys + 32 * d), splat_f32(q + 4 * d), s)
-    store_f32(scores, s)
+    q, n, step = query + query_at(head_dim), 16 * vectors_1(), 32 * head_dim
+    for key in range(begin // n * n, end, n):
+        k, s = keys + 2 * key * head_dim, zeros_1()
+        for d in range(head_dim):
+            for i in range(vectors_1()):
+                prefetch(k + ahead + 32 * d + i * step)
+            s = fma_1(s, k + 32 * d, step, q + 4 * d, 0)
+        store_1(query + SCORES + 4 * key, 0, s)
 
 
 def weigh_4(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
@@ -181,49 +197,44 @@ def weigh_4(values: int, ahead: int, head_dim: int, begin: int, end: int, query:
 
     Each pass over the keys fetches its share of the next block, as much as it takes of this one.
     """
-    weights = query + SCORES
-    a0, a1 = get_i64(query + PARTIAL) + ACC, get_i64(query + stride + PARTIAL) + ACC
-    a2, a3 = get_i64(query + 2 * stride + PARTIAL) + ACC, get_i64(query + 3 * stride + PARTIAL) + ACC
-    for d in range(0, head_dim, 16):
-        s0, s1 = load_f32(a0 + 4 * d), load_f32(a1 + 4 * d)
-        s2, s3 = load_f32(a2 + 4 * d), load_f32(a3 + 4 * d)
+    weights, n = query + SCORES, 16 * vectors_4()
+    for d in range(0, head_dim, n):
+        acc = query + MADE + ACC + 4 * d
+        s = load_4(acc, stride)
         for key in range(begin, end):
-            v = load_f16(values + 2 * (key * head_dim + d))
-            prefetch(values + ahead + 2 * KEY_BLOCK * d + 32 * key)
-            weight = weights + 4 * key
-            s0 = fma(v, splat_f32(weight), s0)
-            s1 = fma(v, splat_f32(weight + stride), s1)
-            s2 = fma(v, splat_f32(weight + 2 * stride), s2)
-            s3 = fma(v, splat_f32(weight + 3 * stride), s3)
-        store_f32(a0 + 4 * d, s0)
-        store_f32(a1 + 4 * d, s1)
-        store_f32(a2 + 4 * d, s2)
-        store_f32(a3 + 4 * d, s3)
+            for i in range(vectors_4()):
+                prefetch(values + ahead + 2 * KEY_BLOCK * (d + 16 * i) + 32 * key)
+            s = fma_4(s, values + 2 * (key * head_dim + d), 32, weights + 4 * key, stride)
+        store_4(acc, stride, s)
 
 
 def weigh_1(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
     """As weigh_4, the same bits, for one query."""
-    weights, acc = query + SCORES, get_i64(query + PARTIAL) + ACC
-    for d in range(0, head_dim, 16):
-        s = load_f32(acc + 4 * d)
+    weights, n = query + SCORES, 16 * vectors_1()
+    for d in range(0, head_dim, n):
+        acc = query + MADE + ACC + 4 * d
+        s = load_1(acc, 0)
         for key in range(begin, end):
-            prefetch(values + ahead + 2 * KEY_BLOCK * d + 32 * key)
-            s = fma(load_f16(values + 2 * (key * head_dim + d)), splat_f32(weights + 4 * key), s)
-        store_f32(acc + 4 * d, s)
+            for i in range(vectors_1()):
+                prefetch(values + ahead + 2 * KEY_BLOCK * (d + 16 * i) + 32 * key)
+            s = fma_1(s, values + 2 * (key * head_dim + d), 32, weights + 4 * key, 0)
+        store_1(acc, 0, s)
 
 
 def softmax(query: int, begin: int, end: int, scale: float, softcap: float, head_dim: int) -> None:
     """Turn the scores of keys begin..end of a block into weights, and start the partial with their max and sum."""
-    partial, scores, hidden = get_i64(query + PARTIAL), query + SCORES, fill(HIDDEN)
+    partial, scores, start = query + MADE, query + SCORES, begin // 16 * 16
+    for key in range(start, end, 16):
+        store_f32(scores + 4 * key, capped(mul(load_f32(scores + 4 * key), fill(scale)), softcap))
+    # What stands beyond the keys that are seen may be anything, NaN too.
+    store_f32(scores + 4 * start, first(begin - start, fill(HIDDEN), load_f32(scores + 4 * start)))
+    last = (end - 1) // 16 * 16
+    store_f32(scores + 4 * last, first(end - last, load_f32(scores + 4 * last), fill(HIDDEN)))
     highest = fill(LOWEST)
-    for key in range(begin // 16 * 16, end, 16):
-        x = capped(mul(load_f32(scores + 4 * key), fill(scale)), softcap)
-        # What stands beyond the keys that are seen may be anything, NaN too.
-        x = first(begin - key, hidden, first(end - key, x, hidden))
-        store_f32(scores + 4 * key, x)
-        highest = maximum(highest, x)
+    for key in range(start, end, 16):
+        highest = maximum(highest, load_f32(scores + 4 * key))
     peak, total = fill(lanes_max(highest)), zero()
-    for key in range(begin // 16 * 16, end, 16):
+    for key in range(start, end, 16):
         weight = exp(sub(load_f32(scores + 4 * key), peak))
         store_f32(scores + 4 * key, weight)
         total = add(total, weight)
@@ -239,8 +250,7 @@ def attend_1(
     """The partial of one query for a block of keys."""
     begin, end = seen_in(query, block), end_in(query, block)
     if begin < end:
-        for key in range(begin // 16 * 16, end, 16):
-            score_1(keys + 2 * key * head_dim, ahead, head_dim, query, query + SCORES + 4 * key)
+        score_1(keys, ahead, head_dim, begin, end, query)
         softmax(query, begin, end, scale, softcap, head_dim)
         weigh_1(values, ahead, head_dim, begin, end, query)
 
@@ -265,8 +275,7 @@ def attend_4(
     # The keys that all of them see. Others are added to just those that see them: a weight of 0 times infinity is NaN.
     shared = seen_in(last, block)
     shared_end = max(shared, end_in(query, block))
-    for key in range(begin // 16 * 16, end, 16):
-        score_4(keys + 2 * key * head_dim, ahead, head_dim, query, stride, query + SCORES + 4 * key)
+    score_4(keys, ahead, head_dim, begin, end, query, stride)
     for i in range(n):
         one = query + i * stride
         own, own_end = seen_in(one, block), end_in(one, block)
@@ -329,53 +338,56 @@ def attend_task(
     stride = query_bytes(head_dim)
     for i in range(padded):
         keep_query(record, step, kept + i * stride, row, kv_head, min(begin + i, end - 1))
+    next_head = kv_head + (1 if split else n_threads)
     while block < block_end:
         keys, values = block_address(record, step, row, kv_head, block)
-        ahead = next_block(record, step, row, kv_head, block, block_end) - keys
-        if split:
-            for i in range(n):
-                aim_partial(record, step, kept + i * stride, row, kv_head, begin + i, block, n_threads)
+        ahead = next_block(record, step, row, kv_head, next_head, block, block_end) - keys
         if padded == 1:
             attend_1(kept, block, keys, values, ahead, head_dim, scale, softcap)
         else:
             for i in range(0, padded, QUERIES_AT_ONCE):
                 four = min(n - i, QUERIES_AT_ONCE)
                 attend_4(kept + i * stride, stride, four, block, keys, values, ahead, head_dim, scale, softcap)
-        if not split:
-            for i in range(n):
-                query = kept + i * stride
-                if seen_in(query, block) < end_in(query, block):
-                    merge(query + STATE, get_i64(query + PARTIAL), head_dim)
+        for i in range(n):
+            query = kept + i * stride
+            if seen_in(query, block) < end_in(query, block):
+                if split:
+                    keep_partial(record, step, query, row, kv_head, begin + i, block, n_threads)
+                else:
+                    merge(query + state_at(head_dim), query + MADE, head_dim)
         block += 1
     if not split:
         for i in range(n):
-            finish_merge(kept + i * stride + STATE, get_i64(kept + i * stride + RESULT), head_dim)
+            query = kept + i * stride
+            finish_merge(query + state_at(head_dim), get_i64(query + RESULT), head_dim)
 
 
 def keep_query(record: int, step: int, query: int, row: int, kv_head: int, index: int) -> None:
-    """Prepare what the thread keeps of a query: where it is, what it sees, an empty state."""
+    """Prepare what the thread keeps of a query: itself, what it sees, where its result goes, an empty state."""
     head_dim, group = get_i64(record + HEAD_DIM), get_i64(record + N_HEADS) // get_i64(record + N_KV_HEADS)
     row = row + index // group
     at = 4 * head_dim * (kv_head * group + index % group)
     position = position_of(step, row)
-    set_i64(query + QUERY, get_i64(record + QUERIES) + row * get_i64(record + SOURCE_STRIDE) + at)
+    source = get_i64(record + QUERIES) + row * get_i64(record + SOURCE_STRIDE) + at
+    for d in range(head_dim):
+        set_f32(query + query_at(head_dim) + 4 * d, get_f32(source + 4 * d))
     set_i64(query + RESULT, get_i64(record + OUT) + row * get_i64(record + TARGET_STRIDE) + at)
     set_i64(query + SEES_FROM, sees_from(record, position))
     set_i64(query + SEES_TO, position + 1)
-    set_i64(query + PARTIAL, query + STATE + partial_bytes(head_dim))
-    start_merge(query + STATE, head_dim)
+    start_merge(query + state_at(head_dim), head_dim)
 
 
-def aim_partial(
+def keep_partial(
     record: int, step: int, query: int, row: int, kv_head: int, index: int, block: int, n_threads: int
 ) -> None:
-    """Let a query's partial for a block go where attention_merge finds it."""
+    """Put a query's partial for a block where attention_merge finds it."""
     head_dim, group = get_i64(record + HEAD_DIM), get_i64(record + N_HEADS) // get_i64(record + N_KV_HEADS)
     row = row + index // group
-    if first_block(record, step, row) <= block < end_block(step, row):
-        head = row * get_i64(record + N_HEADS) + kv_head * group + index % group
-        number = block - first_block(record, step, row)
-        set_i64(query + PARTIAL, partials_of(record, head, n_threads) + number * partial_bytes(head_dim))
+    head = row * get_i64(record + N_HEADS) + kv_head * group + index % group
+    number = block - first_block(record, step, row)
+    target = partials_of(record, head, n_threads) + number * partial_bytes(head_dim)
+    for at in range(0, ACC + 4 * head_dim, 64):
+        store_f32(target + at, load_f32(query + MADE + at))
 
 
 def block_address(record: int, step: int, row: int, kv_head: int, block: int) -> tuple[int, int]:
@@ -387,12 +399,12 @@ def block_address(record: int, step: int, row: int, kv_head: int, block: int) ->
     return at + get_i64(record + KV_OFFSET), at + get_i64(record + V_OFFSET)
 
 
-def next_block(record: int, step: int, row: int, kv_head: int, block: int, block_end: int) -> int:
-    """Where the keys begin that are needed after those of a block: in decode, the next head's follow a head's last."""
-    if block + 1 == block_end:
-        kv_head = min(kv_head + 1, get_i64(record + N_KV_HEADS) - 1)
-        block = first_block(record, step, row) - 1
-    return block_address(record, step, row, kv_head, block + 1)[0]
+def next_block(record: int, step: int, row: int, kv_head: int, next_head: int, block: int, block_end: int) -> int:
+    """Where the keys begin that are needed after those of a block: in decode, after a head's last another head's."""
+    if block + 1 < block_end:
+        return block_address(record, step, row, kv_head, block + 1)[0]
+    next_head = min(next_head, get_i64(record + N_KV_HEADS) - 1)
+    return block_address(record, step, row, next_head, first_block(record, step, row))[0]
 
 
 # Ops.
@@ -444,7 +456,7 @@ def n_units(record: int, step: int) -> int:
 def merge_heads(record: int, step: int, thread: int, n_threads: int, begin: int, end: int) -> None:
     """Merge the partials of heads begin..end, counted as row * n_heads + head, into OUT. Only if splits_keys."""
     head_dim, n_heads = get_i64(record + HEAD_DIM), get_i64(record + N_HEADS)
-    state = get_i64(record + PARTIALS) + thread * TASK_QUERIES * query_bytes(head_dim) + STATE
+    state = get_i64(record + PARTIALS) + thread * TASK_QUERIES * query_bytes(head_dim) + state_at(head_dim)
     for head in range(begin, end):
         row = head // n_heads
         partial = partials_of(record, head, n_threads)

@@ -22,6 +22,7 @@ how many rows are computed together.
 from __future__ import annotations
 
 from edgellm.kernels.primitives import (
+    fetched_lines,
     high4,
     load_bytes,
     load_f16,
@@ -48,7 +49,7 @@ def q4(weight: int, ahead: int, n_tiles: int, codes: int, y: int) -> None:
     starts = scales + 24 * n_tiles * rows
     acc = rows_zero()
     for _ in range(n_tiles):
-        for line in range(0, 9, 2):
+        for line in range(0, 9, fetched_lines()):
             prefetch(weight + ahead + line * 64)
         for group in range(2):
             dot = rows_start(starts)
@@ -78,7 +79,7 @@ def q4m(weight: int, ahead: int, n_tiles: int, codes: int, y: int) -> None:
     activations = scales + 16 * n_tiles * rows
     acc = rows_zero()
     for _ in range(n_tiles):
-        for line in range(0, 10, 2):
+        for line in range(0, 10, fetched_lines()):
             prefetch(weight + ahead + line * 64)
         for group in range(2):
             dot = rows_zero_ints()
@@ -109,7 +110,7 @@ def q8(weight: int, ahead: int, n_tiles: int, codes: int, y: int) -> None:
     starts = scales + 40 * n_tiles * rows
     acc = rows_zero()
     for _ in range(n_tiles):
-        for line in range(0, 17, 2):
+        for line in range(0, 17, fetched_lines()):
             prefetch(weight + ahead + line * 64)
         for group in range(2):
             dot = rows_start(starts)

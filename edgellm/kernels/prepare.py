@@ -42,7 +42,6 @@ from edgellm.kernels.layout import (
 from edgellm.kernels.primitives import (
     absolute,
     add,
-    codes_sum,
     div,
     exp,
     fill,
@@ -51,22 +50,18 @@ from edgellm.kernels.primitives import (
     get_f32,
     get_i32,
     get_i64,
-    lanes_largest,
     lanes_sum,
     load_f32,
     maximum,
     mul,
+    quantize_64,
     set_f32,
     set_i32,
-    store_codes,
     store_f32,
     sub,
     where_positive,
     zero,
 )  # fmt: skip
-
-SMALLEST = 1e-36
-"""Activations that are all closer to 0 count as 0."""
 
 
 def rows_of(record: int, step: int) -> int:
@@ -202,16 +197,17 @@ def quantize(buffer: int, n_tiles: int, packed: int, row: int, count: int) -> No
     """One of `count` interleaved rows: float32 -> int8 with a scale for 16, whose largest value is 127."""
     codes, scales = packed + 4 * row, packed + 64 * n_tiles * count + 4 * row
     sums, starts = scales + 16 * n_tiles * count, scales + 24 * n_tiles * count
-    for group in range(4 * n_tiles):
-        x = load_f32(buffer + 64 * group)
-        largest = lanes_largest(x)
-        # Of what is smaller the reciprocal is infinite; NaN takes the first branch.
-        store_codes(buffer - 64, mul(x, fill(0.0 if largest < SMALLEST else 127.0 / largest)))
-        for four in range(4):
-            set_i32(codes + 4 * count * (4 * group + four), get_i32(buffer - 64 + 4 * four))
-        total, at = codes_sum(buffer - 64), 4 * count * group
-        set_f32(scales + at, largest / 127.0)
-        set_i32(starts + at, -8 * total)
-        set_i32(starts + at + 16 * n_tiles * count, -128 * total)
-        both = sums + 4 * count * (group // 2)
-        set_f32(both, largest / 127.0 * total + (get_f32(both) if group % 2 else 0.0))
+    made, further = buffer - 128, 16 * n_tiles * count
+    for tile in range(n_tiles):
+        quantize_64(buffer + 256 * tile, made)
+        spread(made, 16, codes + 64 * count * tile, count)
+        spread(made + 64, 4, scales + 16 * count * tile, count)
+        spread(made + 80, 4, starts + 16 * count * tile, count)
+        spread(made + 96, 4, starts + further + 16 * count * tile, count)
+        spread(made + 112, 2, sums + 8 * count * tile, count)
+
+
+def spread(source: int, n: int, target: int, count: int) -> None:
+    """4 bytes, n times, to one of `count` interleaved rows."""
+    for i in range(n):
+        set_i32(target + 4 * count * i, get_i32(source + 4 * i))

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 LANES = 16
+SMALLEST = 1e-36
+VECTORS = 2
 COUNT = 1
 """Rows of a dot kernel, where it is not compiled for another number."""
 
@@ -86,13 +88,21 @@ def store_f16(p: int, x: Any) -> None:
     _at(p, np.float16, LANES)[:] = x
 
 
-def store_codes(p: int, x: Any) -> None:
-    """Round to the nearest int8, halves to even."""
-    _at(p, np.int8, LANES)[:] = np.rint(x)
-
-
-def codes_sum(p: int) -> int:
-    return int(_at(p, np.int8, LANES).sum(dtype=np.int32))
+def quantize_64(source: int, target: int) -> None:
+    """64 float32 -> int8 [64], the nearest codes (halves to even) of 4 groups of 16 whose largest is 127; their scales,
+    float32 [4]; of a group's codes, -8 and -128 times their sum, int32 [2][4]; of 32, the sum of scale * code, float32
+    [2]. Groups whose largest is below SMALLEST count as 0."""
+    groups = _at(source, np.float32, 64).reshape(4, 16)
+    largest = np.abs(groups).max(axis=1)
+    with np.errstate(all="ignore"):
+        inverse = np.where(largest < SMALLEST, np.float32(0), np.float32(127) / largest)
+        codes = np.rint(groups * inverse[:, None]).astype(np.int8)
+    totals, scales = codes.sum(axis=1, dtype=np.int32), largest.astype(np.float64) / 127
+    _at(target, np.int8, 64)[:] = codes.reshape(-1)
+    _at(target + 64, np.float32, 4)[:] = scales
+    _at(target + 80, np.int32, 8)[:] = *(-8 * totals), *(-128 * totals)
+    sums = (scales * totals).reshape(2, 2)
+    _at(target + 112, np.float32, 2)[:] = sums[:, 1] + sums[:, 0].astype(np.float32)
 
 
 def splat_f32(p: int) -> Any:
@@ -161,13 +171,13 @@ def lanes_max(x: Any) -> Any:
     return x.max()
 
 
-def lanes_largest(x: Any) -> Any:
-    """The largest |lane|; NaN if one is."""
-    return np.abs(x).max()
-
-
 def prefetch(p: int) -> None:
     """Nothing but speed."""
+
+
+def fetched_lines() -> int:
+    """Lines of 64 bytes that a prefetch brings: where the CPU fetches the neighbour too, asking for it costs time."""
+    return 1
 
 
 def row_count() -> int:
@@ -218,6 +228,44 @@ def rows_fma(acc: Any, w: Any, p: int) -> Any:
 
 def store_rows(p: int, acc: Any) -> None:
     _at(p, np.float32, COUNT * LANES)[:] = acc.reshape(-1)
+
+
+# Sums of some queries, VECTORS of each; the functions for one query and for four are alike.
+
+
+def vectors_1() -> int:
+    return VECTORS
+
+
+def zeros_1(queries: int = 1) -> Any:
+    return np.zeros((queries, VECTORS, LANES), np.float32)
+
+
+def load_1(p: int, step: int, queries: int = 1) -> Any:
+    """Vector v of query q stands at p + q * step + 64 * v."""
+    return np.stack([_at(p + q * step, np.float32, VECTORS * LANES).reshape(VECTORS, LANES) for q in range(queries)])
+
+
+def store_1(p: int, step: int, sums: Any) -> None:
+    for q, vectors in enumerate(sums):
+        _at(p + q * step, np.float32, VECTORS * LANES)[:] = vectors.reshape(-1)
+
+
+def fma_1(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
+    """fma(16 float16 at x + v * x_step, the float32 at factor + q * factor_step, sums[q][v])."""
+    vectors = np.stack([load_f16(x + v * x_step) for v in range(VECTORS)])
+    return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
+
+
+vectors_4, store_4, fma_4 = vectors_1, store_1, fma_1
+
+
+def zeros_4() -> Any:
+    return zeros_1(4)
+
+
+def load_4(p: int, step: int) -> Any:
+    return load_1(p, step, 4)
 
 
 def call_op(f: Any, record: int, step: int, thread: int, n_threads: int) -> None:

@@ -38,6 +38,9 @@ MINISTRAL3 = {
 PHI = {"model_type": "phi3", "head_dim": 8, "rope_scaling": {
     "type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.0, 1.5, 3.0, 6.0]}}  # fmt: skip
 GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 6, "tie_word_embeddings": True}
+GPT2 = {"model_type": "gpt2", "vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 128}
+LFM2 = {"model_type": "lfm2", "head_dim": 8, "full_attn_idxs": [1], "conv_L_cache": 5, "block_multiple_of": 8}
+MOE = {"num_experts": 5, "num_experts_per_tok": 2}
 CASES = {
     "llama": {**SIZES, "model_type": "llama"},
     "llama-tied": {**SIZES, "model_type": "llama", "tie_word_embeddings": True},
@@ -46,6 +49,24 @@ CASES = {
     "llama-linear-rope": {**SIZES, "model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "llama-biases": {**SIZES, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama-yarn-rope": {**SIZES, "model_type": "llama", "rope_scaling": YARN, "rope_theta": 500.0},
+    "starcoder2-window": {**SIZES, "model_type": "starcoder2", "sliding_window": 6, "head_dim": 8},
+    "starcoder2-tied": {**SIZES, "model_type": "starcoder2", "head_dim": 8, "tie_word_embeddings": True},
+    "gpt2": {**GPT2, "tie_word_embeddings": False},
+    "gpt2-tied-gelu": {**GPT2, "activation_function": "gelu", "n_inner": 76},
+    "gpt-neox": {**SIZES, "model_type": "gpt_neox", "head_dim": 8, "rotary_pct": 0.5},
+    "gpt-neox-serial": {
+        **SIZES,
+        "model_type": "gpt_neox",
+        "head_dim": 8,
+        "use_parallel_residual": False,
+        "hidden_act": "gelu_fast",
+        "tie_word_embeddings": True,
+    },
+    "lfm2": {**SIZES, "model_type": "lfm2", "head_dim": 8, "layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2-tied": {**SIZES, **LFM2, "tie_word_embeddings": True},
+    "olmoe": {**SIZES, **MOE, "model_type": "olmoe", "head_dim": 8, "intermediate_size": 36},
+    "qwen3-moe": {**SIZES, **MOE, "model_type": "qwen3_moe", "moe_intermediate_size": 36, "norm_topk_prob": True},
+    "bitnet": {**SIZES, "model_type": "bitnet", "head_dim": 8, "intermediate_size": 76},
     "mistral-window": {**SIZES, "model_type": "mistral", "sliding_window": 6},
     "ministral": {**SIZES, "model_type": "ministral", "sliding_window": 6,
                   "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},

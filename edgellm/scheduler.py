@@ -1,0 +1,159 @@
+"""Many sequences at once: in each step of the backend, prompt chunks and decodes of all that are under way.
+
+Knows ids alone: no text, no threads. It is for one thread; steps of others on the same backend may come between.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from edgellm.arrays import Array
+from edgellm.backends import Backend
+from edgellm.errors import ArgumentError, EdgeError
+from edgellm.generate import Slot, check_room, common, evaluate
+from edgellm.lookup import Lookup
+from edgellm.sampling import Chooser
+from edgellm.sequence import Sequence
+
+WORTH_WAITING = 16
+"""Tokens of a prompt that another sequence is evaluating too: then it is waited for, and its cache copied."""
+
+
+class Progress(NamedTuple):
+    """What a step brought to a sequence."""
+
+    sequence: Sequence
+    ids: list[int]
+    """The tokens that are new, the one that ends it included."""
+    finish_reason: str | None
+    """"stop", "length", "error" (see `Sequence.error`), or None: it goes on."""
+
+
+class Scheduler:
+    """Sequences under way, each in a slot of its own, and those that wait for one."""
+
+    def __init__(self, backend: Backend, context_length: int, most_at_once: int = 16) -> None:
+        if not 1 <= most_at_once <= backend.MAX_ROWS:
+            raise ArgumentError(f"{most_at_once} sequences at once; expected 1 to {backend.MAX_ROWS}")
+        self._backend, self._context_length, self._most_at_once = backend, context_length, most_at_once
+        self._waiting: deque[Sequence] = deque()
+        self._slots: dict[Sequence, Slot] = {}
+        self._idle: list[Slot] = []
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._slots)
+
+    def submit(
+        self,
+        ids: list[int],
+        sampler: Chooser,
+        max_tokens: int | None = None,
+        *,
+        ends: Collection[int] = (),
+        lookup: Lookup | None = None,
+    ) -> Sequence:
+        """Let a sequence of at least one id go on, as soon as there is room; raises ContextOverflowError.
+
+        Its tokens are those that it would have alone. A prefix that it shares with another sequence is evaluated once.
+        """
+        check_room(len(ids), max_tokens or 0, self._context_length)
+        left = self._context_length - len(ids) if max_tokens is None else max_tokens
+        sequence = Sequence(ids, sampler, left, ends=ends, lookup=lookup)
+        self._waiting.append(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Stop a sequence that waits or is under way; what it has so far stays in it."""
+        sequence.finish_reason = sequence.finish_reason or "cancelled"
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._retire(sequence)
+
+    def step(self) -> list[Progress]:
+        """Run the backend once: every sequence that is past its prompt gets a token or more, the others a chunk.
+
+        An exception, Ctrl-C included, leaves all sequences as they were before.
+        """
+        done = list(self._admit())
+        shares = list(self._share())
+        if not shares:
+            return done
+        parts = [(self._slots[sequence], rows, range(len(rows) - n, len(rows))) for sequence, rows, n in shares]
+        best = all(sequence.takes_best for sequence, _, n_wanted in shares if n_wanted)
+        found = evaluate(parts, self._backend.best if best else self._backend.run)
+        wanted = [(sequence, n_wanted) for sequence, _, n_wanted in shares if n_wanted]
+        return [*done, *self._take(wanted, found)]
+
+    def close(self) -> None:
+        """Give the caches' memory back; what is not at its end is not reported any more."""
+        for slot in (*self._slots.values(), *self._idle):
+            slot.close()
+        self._waiting.clear()
+        self._slots, self._idle = {}, []
+
+    def _admit(self) -> Iterator[Progress]:
+        """Give a slot to those that wait, the first first; some are at their end before they begin."""
+        for sequence in list(self._waiting):
+            if sequence.finish_reason:
+                self._waiting.remove(sequence)
+                yield Progress(sequence, [], sequence.finish_reason)
+            elif len(self._slots) == self._most_at_once:
+                return
+            elif not self._awaits_prefix(sequence):
+                self._waiting.remove(sequence)
+                self._slots[sequence] = self._slot_with_prefix(sequence)
+
+    def _awaits_prefix(self, sequence: Sequence) -> bool:
+        """Whether much of its prompt is just being evaluated for another one."""
+        alike = {other: common(other.ids[:-1], sequence.ids[:-1]) for other in self._slots}
+        source = max(alike, key=alike.__getitem__, default=None)
+        if source is None or self._slots[source].common(sequence.ids) == alike[source]:
+            return False
+        others = (*(slot for each, slot in self._slots.items() if each is not source), *self._idle)
+        return alike[source] - max((slot.common(sequence.ids) for slot in others), default=0) >= WORTH_WAITING
+
+    def _slot_with_prefix(self, sequence: Sequence) -> Slot:
+        """The idle slot that shares most, or a copy of what another one shares."""
+        slot = max(self._idle, key=lambda slot: slot.common(sequence.ids), default=None)
+        if slot:
+            self._idle.remove(slot)
+        else:
+            slot = Slot(self._backend, self._context_length)
+        other = max(self._slots.values(), key=lambda slot: slot.common(sequence.ids), default=slot)
+        if other.common(sequence.ids) > slot.common(sequence.ids):
+            sequence.n_cached = slot.copy(other, other.common(sequence.ids))
+        else:
+            sequence.n_cached = slot.reuse(sequence.ids)
+        return slot
+
+    def _share(self) -> Iterator[tuple[Sequence, list[int], int]]:
+        """Divide the rows of a step: those that need few get them, the others the same number each."""
+        order = sorted(self._slots.items(), key=lambda item: len(item[0].ids) - len(item[1].ids))
+        left = self._backend.MAX_ROWS
+        for i, (sequence, slot) in enumerate(order):
+            rows, n_wanted = sequence.rows(len(slot.ids), left // (len(order) - i))
+            left -= len(rows)
+            yield sequence, rows, n_wanted
+
+    def _take(self, wanted: Iterable[tuple[Sequence, int]], found: Array) -> Iterator[Progress]:
+        at = 0
+        for sequence, n in wanted:
+            new: list[int] = []
+            try:
+                new = sequence.take(found[at : at + n])
+            except EdgeError as error:
+                sequence.error, sequence.finish_reason = error, "error"
+            at += n
+            self._slots[sequence].trim_past(sequence.ids)
+            if sequence.finish_reason:
+                self._retire(sequence)
+            yield Progress(sequence, new, sequence.finish_reason)
+
+    def _retire(self, sequence: Sequence) -> None:
+        """Its slot keeps the tokens for others that begin with them."""
+        slot = self._slots.pop(sequence, None)
+        if slot:
+            self._idle.append(slot)
