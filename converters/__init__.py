@@ -124,8 +124,8 @@ def convert(
     """Write `source` to the .edge file `target`, which appears only when it is complete.
 
     `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
-    quantized sources are kept and others become q4m. The matrix that computes the logits stays at 8 bits in the 4-bit
-    formats; vectors, short convolutions and the routers of experts stay float32.
+    quantized sources are kept and others become q4m. The matrix that computes the logits stays at 8 bits in formats
+    of fewer; vectors, short convolutions and the routers of experts stay float32.
     """
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
@@ -171,7 +171,7 @@ def _spec(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: int, 
     head = "output" if "output" in checkpoint.tensors else "embed"
     if recipe == "keep":
         recipe = max((part.type.keep for part in checkpoint.tensors[name]), key=lambda keep: quant.get(keep).TILE_BYTES)
-    elif recipe in ("q4", "q4m") and name == head:
+    elif recipe in ("q2t", "q4", "q4m") and name == head:
         recipe = "q8"
     return TensorSpec(shape, recipe, 0 if pair % quant.TILE_ROWS else pair)
 

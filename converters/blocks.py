@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.arrays import F16, F32, U8, Array
-from edgellm.quant import Quantized
+from edgellm.quant import Quantized, q2t
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,30 @@ def _q3_k(blocks: U8) -> F32:
     return scale[..., None] * _signed(codes, 4)
 
 
+# Blocks of 256 with one scale, of the values -1, 0 and 1 times it.
+
+
+def _ternary(scale: F16, codes: Array) -> Quantized:
+    return Quantized(codes.reshape(-1, 256), np.repeat(scale, 8, axis=1))
+
+
+def _tq1_0_codes(blocks: U8) -> Quantized:
+    """Five digits to the base of 3 in a byte, which is the fraction that they are of 1: times 3 gives the next one."""
+    runs = [_digits(blocks[:, :32], 5), _digits(blocks[:, 32:48], 5), _digits(blocks[:, 48:52], 4)]
+    return _ternary(_half(blocks, 52), np.concatenate(runs, axis=1))
+
+
+def _digits(packed: U8, count: int) -> Array:
+    """(blocks, n) -> (blocks, count * n): the first digit of each byte, then the second of each..."""
+    powers = (3 ** np.arange(count)).astype(np.uint8).reshape(-1, 1)
+    fractions = packed[:, None] * powers
+    return (fractions.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(packed), -1)
+
+
+def _tq2_0_codes(blocks: U8) -> Quantized:
+    return _ternary(_half(blocks, 64), _two_bits(blocks[:, :64]))
+
+
 TYPES = {
     block_type.name: block_type
     for block_type in (
@@ -222,5 +246,7 @@ TYPES = {
         BlockType("Q4_K", 256, 144, "q4m", _q4_k, _q4_k_codes),
         BlockType("Q5_K", 256, 176, "q8", _q5_k),
         BlockType("Q6_K", 256, 210, "q8", _q6_k),
+        BlockType("TQ1_0", 256, 54, "q2t", lambda blocks: q2t.dequantize(_tq1_0_codes(blocks)), _tq1_0_codes),
+        BlockType("TQ2_0", 256, 66, "q2t", lambda blocks: q2t.dequantize(_tq2_0_codes(blocks)), _tq2_0_codes),
     )
 }

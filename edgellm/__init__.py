@@ -14,11 +14,23 @@ if TYPE_CHECKING:
     from edgellm.chat import Chat
     from edgellm.errors import EdgeError
     from edgellm.sampling import SamplingParams
+    from edgellm.tools import ToolCall
 
 __version__ = "0.1.0"
-__all__ = ["Chat", "Completion", "EdgeError", "Model", "Piece", "SamplingParams", "Stream", "Timings", "load"]
+__all__ = [
+    "Chat",
+    "Completion",
+    "EdgeError",
+    "Model",
+    "Piece",
+    "SamplingParams",
+    "Stream",
+    "Timings",
+    "ToolCall",
+    "load",
+]
 
-_HOMES = {"Chat": "chat", "EdgeError": "errors", "SamplingParams": "sampling"}
+_HOMES = {"Chat": "chat", "EdgeError": "errors", "SamplingParams": "sampling", "ToolCall": "tools"}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,7 @@ from edgellm.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
     from edgellm.chat import Chat
+    from edgellm.tools import ToolCall
 
 MAX_DEFAULT_CONTEXT = 8192
 """A context that nobody asked for is not larger: its cache would be the largest thing in memory."""
@@ -70,9 +71,11 @@ class Completion:
     """Tokens generated, without the one that ended the answer; with a stop string, `text` is shorter than they are."""
     finish_reason: str
     """"stop": the model ended, the answer is complete, or a stop string came; "length": max_tokens or the context is
-    used up; "cancelled"."""
+    used up; "tool_calls": the model ended after calls; "cancelled"."""
     prompt_ids: list[int]
     timings: Timings
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    """What the model asks for, in a chat with `tools`; `text` is without them."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Piece:
     text: str
     id: int | None
     """The token it came with; None for what is left at the end."""
+    tool_calls: Sequence[ToolCall] = ()
+    """Calls that are complete."""
 
 
 class Stream(Iterator[Piece]):

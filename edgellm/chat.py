@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgellm.api import Completion, Piece, Stream
-from edgellm.chat_template import ChatPrompt, ChatTemplate
+from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
+from edgellm.errors import ArgumentError
+from edgellm.structured.constraint import Grammar, call_grammar
+from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instructions, style_of
 
 if TYPE_CHECKING:
     from edgellm.api import Model
@@ -21,7 +25,7 @@ class Chat:
         self._prompt = ChatPrompt(model.tokenizer, chat_template(model))
         self._slot = model.open_slot()
         self._finalizer = weakref.finalize(self, self._slot.close)
-        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
 
     @property
     def n_tokens(self) -> int:
@@ -34,24 +38,40 @@ class Chat:
         return self._prompt.text.rstrip().endswith("<think>")
 
     def send(self, text: str, **options: Any) -> Completion:
-        """Say something; returns the answer. Takes the options of Model.generate."""
+        """Say something; returns the answer. Takes the options of `stream`."""
         stream = self.stream(text, **options)
         for _ in stream:
             pass
         return stream.completion
 
-    def stream(self, text: str, **options: Any) -> Stream:
-        """Say something; yields the answer piece by piece.
+    def stream(
+        self, text: str, *, role: str = "user", tools: Tools = (), tool_choice: str = "auto", **options: Any
+    ) -> Stream:
+        """Say something; yields the answer piece by piece. Takes the options of Model.generate.
 
         Both turns are added to `messages` when the answer has begun; one that is stopped early stays as far as it came.
         Raises ContextOverflowError, with the chat as it was, when the conversation does not fit the context any more.
-        """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self._prompt.encode(messages)
-        stream = self._model.stream_ids(ids, slot=self._slot, **options)
-        return Stream(self._remember(stream, messages), stream.completion)
 
-    def _remember(self, stream: Stream, messages: list[dict[str, str]]) -> Iterator[Piece]:
+        `tools` are functions that the model may ask for, as OpenAI's API has them: the answer's `tool_calls`, whose
+        results are sent with the role "tool". `tool_choice` is "auto", "none", "required", or the name of a function:
+        with the last two the answer is a call, and its arguments are what their schema allows.
+        """
+        if role not in ("user", "tool"):
+            raise ArgumentError(f"the role is {role!r}; expected user or tool")
+        messages = [*self.messages, {"role": role, "content": text}]
+        if not tools or tool_choice == "none":
+            ids = self._prompt.encode(messages)
+            stream = self._model.stream_ids(ids, slot=self._slot, **options)
+            return Stream(self._remember(stream, messages), stream.completion)
+        style, schemas = style_of(self._model.info.chat_template or ""), checked_tools(tools)
+        if tool_choice != "auto":
+            options["grammar"] = self._call_grammar(style, chosen_schema(schemas, tool_choice, style), options)
+        is_told = self._prompt.render_masked(messages) != self._prompt.render_masked(messages, tools=tools)
+        ids = self._prompt.encode(messages if is_told else _instructed(messages, tools), tools=tools if is_told else ())
+        stream = self._model.stream_ids(ids, slot=self._slot, **options)
+        return Stream(self._with_calls(stream, messages, style, is_told), stream.completion)
+
+    def _remember(self, stream: Stream, messages: list[dict[str, Any]]) -> Iterator[Piece]:
         answer = stream.completion
         try:
             yield from stream
@@ -61,9 +81,63 @@ class Chat:
                 self.messages = [*messages, {"role": "assistant", "content": answer.text}]
                 self._prompt.answered(answer.text, answer.ids)
 
+    def _with_calls(
+        self, stream: Stream, messages: list[dict[str, Any]], style: Style, is_told: bool
+    ) -> Iterator[Piece]:
+        """The pieces without the text of calls, which come with the last one."""
+        answer, reader = stream.completion, CallReader(style)
+        # Some models have tokens of their own for the signs of a call, which give no text.
+        signs = {id: text for text, id in self._model.tokenizer.special_tokens.items() if text in style.signs}
+        shown = said = ""
+        try:
+            for piece in stream:
+                text = signs.get(piece.id, "") + piece.text if piece.id is not None else piece.text
+                said += text
+                visible = reader.push(text)
+                shown += visible
+                if piece.id is not None:
+                    yield Piece(visible, piece.id)
+            rest, calls = reader.finish()
+            answer.text, answer.tool_calls = shown + rest, calls
+            if calls and answer.finish_reason == "stop":
+                answer.finish_reason = "tool_calls"
+            yield Piece(rest, None, calls)
+        finally:
+            stream.close()
+            if answer.timings.generated_tokens:
+                self.messages = [*messages, _answer_message(answer, said, is_told)]
+                self._prompt.answered(self.messages[-1]["content"], answer.ids)
+
+    def _call_grammar(self, style: Style, schema: dict[str, Any], options: dict[str, Any]) -> Grammar:
+        if options.get("grammar") is not None:
+            raise ArgumentError("grammar and tool_choice are both given; expected one of them")
+        begin, end = (self._as_lark(text) for text in (style.begin, style.end))
+        return call_grammar(schema, begin, end, "tool_choice")
+
+    def _as_lark(self, text: str) -> str:
+        parts = self._model.tokenizer.split_special(text)
+        return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
+
     def close(self) -> None:
         """Give the cache's memory back."""
         self._finalizer()
+
+
+def _instructed(messages: list[dict[str, Any]], tools: Tools) -> list[dict[str, Any]]:
+    """The messages with the tools in the system's."""
+    is_system = messages[0]["role"] == "system"
+    told, others = (messages[0]["content"] + "\n\n", messages[1:]) if is_system else ("", messages)
+    return [{"role": "system", "content": told + instructions(tools)}, *others]
+
+
+def _answer_message(answer: Completion, said: str, is_told: bool) -> dict[str, Any]:
+    """An answer as its template wants to see it again: with its calls, or as it was said."""
+    if not answer.tool_calls or not is_told:
+        return {"role": "assistant", "content": said}
+    calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in answer.tool_calls
+    ]
+    return {"role": "assistant", "content": answer.text, "tool_calls": calls}
 
 
 def chat_template(model: Model) -> ChatTemplate:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from edgellm.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+"""As OpenAI has them: {"type": "function", "function": {"name": ..., "description": ..., "parameters": schema}}."""
 
 _MARK = "\U000f0000"
 
@@ -49,16 +51,15 @@ class ChatTemplate:
         except Exception as error:
             raise _failure(error) from error
 
-    def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+    def render(self, messages: Messages, add_generation_prompt: bool = True, tools: Tools = ()) -> str:
         """The chat as the model was trained to see it; raises ChatTemplateError for whatever goes wrong."""
         from edgellm.template_sandbox import Meter
 
         try:
             with self._lock:
                 self._sandbox.meter = Meter()
-                return self._template.render(
-                    **self._names, messages=messages, add_generation_prompt=add_generation_prompt
-                )
+                names = {**self._names, "tools": list(tools) or None}
+                return self._template.render(names, messages=messages, add_generation_prompt=add_generation_prompt)
         except ChatTemplateError:
             raise
         # There is no end to what a stranger's code may raise.
@@ -86,9 +87,9 @@ class ChatPrompt:
         """What the last call of encode rendered, and the answer to it if there was one."""
         return self._text
 
-    def encode(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+    def encode(self, messages: Messages, add_generation_prompt: bool = True, tools: Tools = ()) -> list[int]:
         """The ids of a whole chat, those of the last call and its answer kept where the chat goes on from there."""
-        text = self.render_masked(messages, add_generation_prompt)
+        text = self.render_masked(messages, add_generation_prompt, tools)
         rest = text[len(self._text) :]
         if self._ids and text.startswith(self._text) and self._parts_at(rest):
             ids = self._ids + self.encode_masked(rest, first=False)
@@ -105,8 +106,9 @@ class ChatPrompt:
             self._text += self.mask(text)
             self._ids = [*self._ids, *ids]
 
-    def render_masked(self, messages: Messages, add_generation_prompt: bool = True) -> str:
-        return self._template.render([self._mask_all(message) for message in messages], add_generation_prompt)
+    def render_masked(self, messages: Messages, add_generation_prompt: bool = True, tools: Tools = ()) -> str:
+        masked = [self._mask_all(message) for message in messages]
+        return self._template.render(masked, add_generation_prompt, [self._mask_all(tool) for tool in tools])
 
     def encode_masked(self, text: str, first: bool = True) -> list[int]:
         """The ids of masked text; the `first` of a chat begins with BOS if the tokenizer wants it, but never with two.

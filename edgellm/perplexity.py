@@ -49,14 +49,14 @@ def perplexity(model: Model, text: str, context: int = 512, chunks: int | None =
                 chunk[0] = model.info.bos_id
             slot.reuse([])
             losses.append(
-                _losses(slot.extend(chunk, wanted=range(context // 2, context - 1)), chunk[context // 2 + 1 :])
+                token_losses(slot.extend(chunk, wanted=range(context // 2, context - 1)), chunk[context // 2 + 1 :])
             )
             yield _summary(np.concatenate(losses), i + 1)
     finally:
         slot.close()
 
 
-def _losses(logits: F32, targets: Sequence[int]) -> F32:
+def token_losses(logits: F32, targets: Sequence[int]) -> F32:
     """-log p of each target: logits (n, vocab_size) -> (n,)."""
     return np.array([_loss(row, target) for row, target in zip(logits, targets, strict=True)])
 

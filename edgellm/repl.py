@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +25,7 @@ from edgellm.sampling import SamplingParams
 from edgellm.screen import Screen, is_rich_terminal
 
 if TYPE_CHECKING:
-    from edgellm.api import Completion, Model, Timings
+    from edgellm.api import Completion, Model, Piece, Timings
     from edgellm.chat import Chat
 
 PROMPT, CONTINUED, QUOTES = ">>> ", "... ", '"""'
@@ -88,7 +91,8 @@ class Repl:
     def _answer(self, text: str, **settings: Any) -> None:
         with self._chat.stream(text, **{**self._settings, **settings}) as stream:
             self._last = stream.completion
-            self._screen.answer((piece.text for piece in stream), self._chat.is_thinking)
+            with interruptions() as interrupted:
+                self._screen.answer(until(interrupted, stream), self._chat.is_thinking)
         if self._saved is not None:
             self._write(self._saved)
 
@@ -249,6 +253,30 @@ def command(name: str) -> Callable[[Repl, str], None]:
         hint = f"did you mean /{near[0]}?" if near else "/help shows them"
         raise ArgumentError(f"/{name} is no command; {hint} To say it, put a space before the slash.")
     return COMMANDS[name]
+
+
+@contextmanager
+def interruptions() -> Iterator[Event]:
+    """Ctrl-C sets the event, so that it cannot come amidst drawing; a second one is an exception as ever."""
+    event = Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def until(interrupted: Event, stream: Iterable[Piece]) -> Iterator[str]:
+    """The pieces' text; raises KeyboardInterrupt once the event is set."""
+    for piece in stream:
+        yield piece.text
+        if interrupted.is_set():
+            raise KeyboardInterrupt
 
 
 def words(rest: str, name: str, most: int | None = None) -> list[str]:

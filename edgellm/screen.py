@@ -42,12 +42,14 @@ class Screen:
 
     def answer(self, pieces: Iterable[str], thinking: bool = False) -> None:
         """Show an answer while it comes; `thinking`: it begins with thoughts that the prompt has opened."""
-        for thought, text in thoughts(pieces, thinking):
-            if thought:
-                self._thought(text)
-            else:
-                self._text(text)
-        self._end()
+        try:
+            for thought, text in thoughts(pieces, thinking):
+                if thought:
+                    self._thought(text)
+                else:
+                    self._text(text)
+        finally:
+            self._end()
 
     def note(self, text: str) -> None:
         """Something that is not the model's."""

@@ -18,6 +18,16 @@ BY_HAND = {
     "Q5_0": (HALF + bytes([1, 0, 0, 128]) + RAMP, [0.5 * (code - 16) for code in [16, *UP_DOWN[1:31], 16]]),
     "Q5_1": (HALF + ONE + bytes([1, 0, 0, 128]) + RAMP, [0.5 * code + 1 for code in [16, *UP_DOWN[1:31], 16]]),
     "Q8_0": (HALF + bytes([128, 255, 127, *range(29)]), [0.5 * code for code in [-128, -1, 127, *range(29)]]),
+    # 2, 0, 1, 1, 0 to the base of 3 is 174 of 243, or 184 of 256.
+    "TQ1_0": (
+        bytes([184] * 52) + HALF,
+        [
+            *np.repeat([0.5, -0.5, 0, 0, -0.5], 32),
+            *np.repeat([0.5, -0.5, 0, 0, -0.5], 16),
+            *np.repeat([0.5, -0.5, 0, 0], 4),
+        ],
+    ),
+    "TQ2_0": (bytes([0b10000110] * 64) + HALF, [*np.repeat([0.5, 0, -0.5, 0.5], 32)] * 2),
 }
 
 SCALES_AT = {
@@ -31,6 +41,8 @@ SCALES_AT = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "TQ1_0": [52],
+    "TQ2_0": [64],
 }
 
 
@@ -78,7 +90,7 @@ def values_of(name: str, raw: np.ndarray) -> np.ndarray:
     return quant.get(TYPES[name].keep).dequantize(repacked)
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0"])
+@pytest.mark.parametrize("name", ["F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "TQ1_0", "TQ2_0"])
 def test_repacked_values_are_exactly_those_decoded(name):
     raw = random_rows(name)
     np.testing.assert_array_equal(values_of(name, raw), decode_rows(TYPES[name], raw))

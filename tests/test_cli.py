@@ -18,8 +18,8 @@ from edgellm.sampling import SamplingParams
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    "bench", "chat", "convert", "doctor", "fit", "generate", "list", "perplexity", "pull", "rm", "show", "tokenize",
-    "warmup",
+    "bench", "chat", "convert", "doctor", "eval", "fit", "generate", "list", "perplexity", "pull", "rm", "show",
+    "tokenize", "warmup",
 ]  # fmt: skip
 
 
@@ -193,6 +193,34 @@ def test_bench():
     assert re.search(r"^tg4 +\d+\.\d\d  \[", edgellm("bench", "stories260k", "-p", 0, "-n", 4).stdout, re.MULTILINE)
 
 
+def test_eval(tmp_path):
+    data = tmp_path / "lambada_openai.jsonl"
+    stories = [
+        "Once upon a time, there was a little girl named Lily",
+        "Tom saw a big red ball and wanted to play with it",
+    ]
+    data.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories * 2))
+    run = edgellm("eval", "lambada", "stories260k", "--data", data, "--limit", 3, "--backend", "reference")
+    line = r"\n{} +(\d+\.\d{{4}}) \+/- (\d+\.\d{{4}})"
+    shown = re.fullmatch(
+        rf"lambada, stories260K, reference: 3 questions{line.format('acc')}{line.format('perplexity')}\n", run.stdout
+    )
+    options = ["--data", tmp_path, "--limit", 3, "--backend", "reference", "-t", 1, "--json"]
+    result = json.loads(edgellm("eval", "lambada", "stories260k", *options).stdout)
+    facts = {"task": "lambada", "model": "stories260K", "backend": "reference", "threads": 1, "questions": 3, "cut": 0}
+    assert result == {**facts, "results": result["results"]}
+    values = [result["results"][name][key] for name in ("acc", "perplexity") for key in ("value", "error")]
+    assert [f"{value:.4f}" for value in values] == [*shown.groups()]
+
+
+def test_eval_says_that_it_cut_a_context(tmp_path):
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"text": "The sun was hot and the day was long. " * 60 + "Tom went home."}) + "\n")
+    data.write_text(data.read_text() * 2)
+    run = edgellm("eval", "lambada", "stories260k", "--data", data)
+    assert "2 of them are longer than the model's context and were cut at the front" in run.stdout
+
+
 def test_convert_pull_list_rm(tmp_path):
     source, home = shared("data/stories260K"), tmp_path / "home"
     run = edgellm("convert", source / "hf", tmp_path / "s.edge", "--format", "q8", "--name", "mine", home=home)
@@ -265,6 +293,13 @@ ERRORS = {
     "wrong target": (["convert", str(BUNDLED), "x.gguf"], 2, r"must end in \.edge"),
     "already converted": (["convert", str(BUNDLED), "x.edge"], 5, "not a checkpoint"),
     "no folder": (["convert", str(BUNDLED), "no/x.edge"], 2, "does not exist"),
+    "eval without data": (["eval", "piqa", "stories260k"], 2, r"fetch piqa\.jsonl from https://github.*--data"),
+    "unknown task": (["eval", "mmlu", "stories260k"], 2, "'mmlu' is not one of 'arc_challenge'"),
+    "no questions": (
+        ["eval", "piqa", "stories260k", "--data", str(BUNDLED.parent / "catalog.json")],
+        2,
+        "line 1: no JSON",
+    ),
     "remove bundled": (["rm", "stories260k"], 2, "comes with edgellm"),
 }
 
@@ -331,6 +366,9 @@ def quick_start(language):
 def test_quick_start_commands(smollm2_gguf, smollm2_path, tmp_path):
     (tmp_path / "model.gguf").symlink_to(smollm2_gguf)
     (tmp_path / "wiki.test.txt").write_text(README)
+    (tmp_path / "hellaswag_val_full.txt").write_text(
+        "Tea: A man boils water. he\n2\nis red.\nis.\ndrinks it.\nran.\n" * 4
+    )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in quick_start("sh").splitlines():
         run = subprocess.run(

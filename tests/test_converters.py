@@ -78,9 +78,9 @@ def test_every_format_stores_what_the_report_says(stories_source, tmp_path, fmt)
         assert matrices.relative_rms == pytest.approx((errors / squares) ** 0.5, abs=1e-6)
     assert report.total.weights == exact.total.weights
     assert report.n_bytes == (tmp_path / "s.edge").stat().st_size
-    expected = {"keep": "f32", "q4": "q4", "q4m": "q4m"}.get(fmt, fmt)
+    expected = {"keep": "f32"}.get(fmt, fmt)
     assert stored.tensors["layers.0.down"].format == expected
-    assert stored.tensors["embed"].format == ("q8" if fmt in ("q4", "q4m") else expected)
+    assert stored.tensors["embed"].format == ("q8" if fmt in ("q2t", "q4", "q4m") else expected)
     for file in (stored, true):
         file.close()
 

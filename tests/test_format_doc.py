@@ -43,7 +43,7 @@ class Reader:
         """One weight of a matrix."""
         spec, raw = self.tensors[name], self.stored(name)
         (_, cols), fmt = spec["shape"], spec["format"]
-        tile_bytes = {"f32": 4096, "f16": 2048, "q8": 1088, "q4": 576, "q4m": 640}[fmt]
+        tile_bytes = {"f32": 4096, "f16": 2048, "q8": 1088, "q4": 576, "q4m": 640, "q2t": 320}[fmt]
         stored_row = next(s for s in range(len(raw)) if self.row_of(s, spec["pair"]) == row)
         tile = (stored_row // 16 * -(-cols // 64) + col // 64) * tile_bytes
         r, c = stored_row % 16, col % 64
@@ -58,6 +58,9 @@ class Reader:
             return f16(2 * (c * 16 + r))
         if fmt == "q8":
             return (raw[tile + c // 4 * 64 + r * 4 + c % 4] - 128) * f16(1024 + g * 32 + r * 2)
+        if fmt == "q2t":
+            code = raw[tile + c // 16 * 64 + r * 4 + c % 4] >> 2 * (c % 16 // 4) & 3
+            return (code - 1) * f16(256 + g * 32 + r * 2)
         j, b = c % 32 // 8, c % 4
         byte = raw[tile + g * 256 + j * 64 + r * 4 + b]
         code = byte & 15 if c % 8 < 4 else byte >> 4
@@ -161,7 +164,7 @@ def test_smollm2(smollm2_path, name):
 def test_every_format(tmp_path):
     from edgellm.file import EdgeFile, TensorSpec
 
-    specs = {fmt: TensorSpec((70, 90), fmt) for fmt in ("f32", "f16", "q8", "q4", "q4m")}
+    specs = {fmt: TensorSpec((70, 90), fmt) for fmt in ("f32", "f16", "q8", "q4", "q4m", "q2t")}
     specs["paired"] = SPECS["gate_up"]
     write(tmp_path / "all.edge", specs)
     file = EdgeFile(tmp_path / "all.edge")

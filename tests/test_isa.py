@@ -35,6 +35,16 @@ def dots(n, tiles, codes, starts, out):
         store_f32(out + 192 * i + 128, to_f32(dot4(zero_i32(), high4(u), s)))
 
 
+def pairs_of_bits(n, tiles, codes, out):
+    """Of n tiles of 64 bytes: the dot products of 8 times each two bits."""
+    for i in range(n):
+        u, s = load_bytes(tiles + 64 * i), splat_i32(codes + 4 * i)
+        store_f32(out + 256 * i, to_f32(dot4(zero_i32(), first2(u), s)))
+        store_f32(out + 256 * i + 64, to_f32(dot4(zero_i32(), second2(u), s)))
+        store_f32(out + 256 * i + 128, to_f32(dot4(zero_i32(), third2(u), s)))
+        store_f32(out + 256 * i + 192, to_f32(dot4(zero_i32(), fourth2(u), s)))
+
+
 def floats(n, x, y, z, out):
     """Of n vectors: the results of FLOATS, in that order."""
     for i in range(n):
@@ -114,7 +124,7 @@ def scalars(x, out):
     set_i64(out + 24, fetched_lines())
 
 
-BODIES = (dots, floats, folds, codes, sums, firsts, halves, singles, scalars)
+BODIES = (dots, pairs_of_bits, floats, folds, codes, sums, firsts, halves, singles, scalars)
 
 
 @cache
@@ -181,6 +191,16 @@ def test_dot_products_are_exact(name, cases, rng):
     np.testing.assert_array_equal(out[:, 0], expected(tiles) + starts[:, None])
     np.testing.assert_array_equal(out[:, 1], expected(tiles & 15) + starts[:, None])
     np.testing.assert_array_equal(out[:, 2], expected(tiles >> 4))
+
+
+@pytest.mark.parametrize("cases", [all_products, all_extremes])
+def test_dot_products_of_pairs_of_bits_are_exact(name, cases):
+    tiles, codes = (np.ascontiguousarray(part) for part in cases())
+    out = np.zeros((len(tiles), 4, LANES), np.float32)
+    run(pairs_of_bits, name, len(tiles), tiles, codes, out)
+    for i in range(4):
+        u = 8 * (tiles.astype(np.int64) >> 2 * i & 3)
+        np.testing.assert_array_equal(out[:, i], np.einsum("nrk,nk->nr", u, codes.astype(np.int64)))
 
 
 def test_a_dot_product_begins_anywhere_and_rounds_once(name):

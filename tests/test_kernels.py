@@ -20,7 +20,7 @@ from edgellm.kernels.matmul import matmul
 from edgellm.kernels.prepare import prepare
 
 ISAS, FORMATS = isa.runnable(), quant.names()
-ZEROS = {"q4": 8, "q4m": 0, "q8": 128}
+ZEROS = {"q2t": 1, "q4": 8, "q4m": 0, "q8": 128}
 """The code that a dot product counts as 0, of each format with int8 activations."""
 FLOATS = {"f16": np.float16, "f32": np.float32}
 U = 2.0**-24 * 1.01  # 1.01 for what roundings do to roundings
@@ -65,7 +65,7 @@ def problem(fmt, rows, n, k, pair):
             (rng.standard_normal((n, k)) * 2.0 ** rng.integers(-8, 4, (n, 1))).astype(FLOATS[fmt])
         )
     else:
-        codes = rng.integers(0, 256 if fmt == "q8" else 16, (n, k)).astype(np.uint8)
+        codes = rng.integers(0, {"q8": 256, "q2t": 4}.get(fmt, 16), (n, k)).astype(np.uint8)
         quantized = quant.Quantized(codes, halves(), halves() if fmt == "q4m" else None)
     x = (rng.standard_normal((rows, k)) * rng.uniform(0.01, 10, (rows, 1))).astype(np.float32)
     x[-1, : k // 2] = 0

@@ -9,8 +9,8 @@ from edgellm import quant
 from edgellm.errors import UnsupportedError
 
 FORMATS = quant.names()
-BITS = {"f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5.0}
-ERROR = {"f32": 0, "f16": 3e-4, "q8": 0.007, "q4": 0.10, "q4m": 0.08}
+BITS = {"f32": 32, "f16": 16, "q8": 8.5, "q4": 4.5, "q4m": 5.0, "q2t": 2.5}
+ERROR = {"f32": 0, "f16": 3e-4, "q8": 0.007, "q4": 0.10, "q4m": 0.08, "q2t": 0.43}
 """Upper bounds of the relative RMS error on normally distributed weights."""
 
 
@@ -27,7 +27,7 @@ def test_names_are_the_documented_formats():
 
 
 def test_unknown_format_is_named():
-    with pytest.raises(UnsupportedError, match=r"'q3'.*f16, f32, q4"):
+    with pytest.raises(UnsupportedError, match=r"'q3'.*f16, f32, q2t, q4"):
         quant.get("q3")
 
 
@@ -79,7 +79,7 @@ def test_a_row_does_not_depend_on_its_neighbours(fmt):
 
 
 def test_padding_of_symmetric_formats_is_the_value_zero():
-    for fmt in ("q4", "q8"):
+    for fmt in ("q2t", "q4", "q8"):
         tiles = quant.get(fmt).pack(quant.get(fmt).quantize(weights(5, 33)))
         everything = values_of(fmt, quant.get(fmt).unpack(tiles, 16, 64))
         assert not everything[5:].any()
@@ -109,6 +109,32 @@ def test_q4_tile_bytes(fmt):
         assert tile[512:576].view(np.float16)[g * 16 + row] == scale[row, g]
         if fmt == "q4m":
             assert tile[576:].view(np.float16)[g * 16 + row] == -scale[row, g]
+
+
+def test_q2t_tile_bytes():
+    """Byte v*64 + row*4 + b: columns v*16 + b, then 4, 8 and 12 further, from the low bits up; then scales."""
+    rng = np.random.default_rng(0)
+    codes, scale = rng.integers(0, 4, (16, 64), np.uint8), np.arange(32, dtype=np.float16).reshape(16, 2)
+    tile = quant.get("q2t").pack(quant.Quantized(codes, scale))[0, 0]
+    for row, col in [(0, 0), (3, 5), (15, 63), (7, 32), (1, 14)]:
+        v, i, b = col // 16, col % 16 // 4, col % 4
+        assert tile[v * 64 + row * 4 + b] >> 2 * i & 3 == codes[row, col]
+        assert tile[256:].view(np.float16)[col // 32 * 16 + row] == scale[row, col // 32]
+
+
+def test_q2t_keeps_a_ternary_matrix():
+    scales = np.float16([[0.0123], [2.0**-20], [300.5], [0]]).astype(np.float32)
+    ternary = np.random.default_rng(0).integers(-1, 2, (4, 100)).astype(np.float32)
+    np.testing.assert_array_equal(values_of("q2t", quant.get("q2t").quantize(ternary * scales)), ternary * scales)
+
+
+def test_q2t_has_the_best_scale_of_each_group():
+    """Of a thousand that are tried, none has a smaller error."""
+    x = weights(20, 32)
+    found = np.square(values_of("q2t", quant.get("q2t").quantize(x)) - x).sum(1)
+    tried = np.linspace(0, 4, 1000, dtype=np.float32)[:, None, None]
+    best = np.square(np.clip(np.rint(x / np.maximum(tried, 1e-9)), -1, 1) * tried - x).sum(2).min(0)
+    assert (found <= best * 1.001).all()
 
 
 def test_overflow_shows_in_the_values_and_warns_nobody():

@@ -46,7 +46,7 @@ from edgellm.step import Step
 from edgellm.tensor import Tensor
 
 ACTIVATIONS = {"silu": layout.SILU, "gelu": layout.GELU, "gelu_tanh": layout.GELU_TANH, "relu2": layout.RELU2}
-QUANTIZED = ("q4", "q4m", "q8")
+QUANTIZED = ("q2t", "q4", "q4m", "q8")
 OF_STEP = [cell // layout.CELL for cell in (
     layout.STEP_ROWS, layout.STEP_N_WANTED, layout.STEP_TOKENS, layout.STEP_POSITIONS, layout.STEP_SLOTS,
     layout.STEP_CACHES, layout.STEP_WANTED,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--format",
-    metavar="q4|q4m|q8|f16|f32|keep",
+    metavar="q2t|q4|q4m|q8|f16|f32|keep",
     help="Weight format; default keep for quantized sources, q4m for others.",
 )
 @click.option("--name", metavar="TEXT", help="The model's name; default what the source says.")

@@ -10,7 +10,7 @@ from edgellm.options import size_text
 @click.command()
 @click.argument("source", metavar="NAME|SOURCE")
 @click.option("--name", metavar="NAME", help="Name to keep it under; default from the source.")
-@click.option("--format", metavar="q4|q4m|q8|f16|f32|keep", help="Weight format, as in edgellm convert.")
+@click.option("--format", metavar="q2t|q4|q4m|q8|f16|f32|keep", help="Weight format, as in edgellm convert.")
 def command(source: str, name: str | None, format: str | None) -> None:
     """Fetch a model, check it, convert it and keep it in the cache.
 

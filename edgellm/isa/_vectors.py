@@ -124,7 +124,7 @@ def _first(b: ir.IRBuilder, count: Any, x: Any, other: Any) -> Any:
 def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int) -> dict[str, Any]:
     """The operations of an ISA by the names that kernels call them.
 
-    dot4(builder, acc, u, s): acc[row] + sum over 4 of u * s, u unsigned bytes below 16, s signed; dot4_u8 for any u.
+    dot4(builder, acc, u, s): acc[row] + sum over 4 of u * s, u unsigned bytes up to 24, s signed; dot4_u8 for any u.
     rows: vectors of sums that the registers hold.
     """
     fma = "llvm.fma.v16f32"
@@ -153,6 +153,10 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int)
         "fill": operation(splat, F, FLOAT),
         "low4": operation(lambda b, v: b.and_(v, constant(BYTES, 15)), B, B),
         "high4": operation(lambda b, v: b.lshr(v, constant(BYTES, 4)), B, B),
+        "first2": operation(lambda b, v: b.and_(b.shl(v, constant(BYTES, 3)), constant(BYTES, 24)), B, B),
+        "second2": operation(lambda b, v: b.and_(b.shl(v, constant(BYTES, 1)), constant(BYTES, 24)), B, B),
+        "third2": operation(lambda b, v: b.and_(b.lshr(v, constant(BYTES, 1)), constant(BYTES, 24)), B, B),
+        "fourth2": operation(lambda b, v: b.and_(b.lshr(v, constant(BYTES, 3)), constant(BYTES, 24)), B, B),
         "dot4": operation(dot4, N, N, B, N),
         "dot4_u8": operation(dot4_u8, N, N, B, N),
         "to_f32": operation(lambda b, v: b.sitofp(v, FLOATS), F, N),

@@ -117,6 +117,23 @@ def high4(x: Any) -> Any:
     return x >> 4
 
 
+def first2(x: Any) -> Any:
+    """Eight times the lowest two bits, as of the others below."""
+    return (x & 3) << 3
+
+
+def second2(x: Any) -> Any:
+    return (x >> 2 & 3) << 3
+
+
+def third2(x: Any) -> Any:
+    return (x >> 4 & 3) << 3
+
+
+def fourth2(x: Any) -> Any:
+    return (x >> 6) << 3
+
+
 def add(x: Any, y: Any) -> Any:
     return x + y
 

@@ -64,7 +64,7 @@ from edgellm.kernels.primitives import (
     zero,
 )  # fmt: skip
 
-FORMATS = ("f32", "f16", "q8", "q4", "q4m")
+FORMATS = ("f32", "f16", "q8", "q4", "q4m", "q2t")
 """TABLE_FORMAT is a place in this list."""
 
 
@@ -92,6 +92,9 @@ def value(tile: int, r: int, c: int, fmt: int) -> Any:
     group = c // 32
     if fmt == 2:
         return (get_u8(tile + (c // 4) * 64 + r * 4 + c % 4) - 128) * get_f16(tile + 1024 + group * 32 + r * 2)
+    if fmt == 5:
+        code = get_u8(tile + (c // 16) * 64 + r * 4 + c % 4) >> (2 * (c % 16 // 4)) & 3
+        return (code - 1) * get_f16(tile + 256 + group * 32 + r * 2)
     byte = get_u8(tile + group * 256 + ((c % 32) // 8) * 64 + r * 4 + c % 4)
     code = (byte & 15) if c % 8 < 4 else (byte >> 4)
     scale = get_f16(tile + 512 + group * 32 + r * 2)

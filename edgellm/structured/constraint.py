@@ -17,7 +17,7 @@ import numpy as np
 from edgellm.arrays import F32
 from edgellm.errors import ArgumentError, UnsupportedError
 from edgellm.sampling import Chooser
-from edgellm.structured.json_schema import parse, prepared
+from edgellm.structured.json_schema import JsonSchema, parse, prepared
 from edgellm.structured.lexemes import to_lark
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def grammar_for(
     json_schema: Any = None,
     regex: str | None = None,
     choices: Sequence[str] | None = None,
-    grammar: str | None = None,
+    grammar: str | Grammar | None = None,
 ) -> Grammar | None:
     """What these options of Model.generate ask for, or None.
 
@@ -71,6 +71,8 @@ def grammar_for(
         return None
     if len(kinds) > 1:
         raise ArgumentError(f"{' and '.join(kinds)} are both given; expected one of {', '.join(given)}")
+    if isinstance(grammar, Grammar):
+        return grammar
     return Grammar(kinds[0], _SOURCES[kinds[0]](given[kinds[0]]))
 
 
@@ -78,6 +80,13 @@ def _of_json_schema(schema: Any) -> str:
     text = json.dumps(prepared(parse(schema) if isinstance(schema, str) else schema))
     source: str = _library().LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
     return source
+
+
+def call_grammar(schema: JsonSchema, begin: str, end: str, kind: str) -> Grammar:
+    """JSON of a schema between two texts, as llguidance's Lark writes them: quoted, or <[ID]> for a special token."""
+    options = {"x-guidance": JSON_OPTIONS}
+    text = json.dumps({**options, **prepared(schema)})
+    return Grammar(kind, _library().LLMatcher.grammar_from_lark(f"start: {begin} call {end}\ncall: %json {text}"))
 
 
 def _of_regex(regex: str) -> str:

@@ -41,11 +41,12 @@ MAX_LEVELS = 1000
 _DAYS = r"(0[1-9]|1\d|2[0-8])"
 _LEAP = r"([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29"
 _DATE = rf"([0-9]{{4}}-(02-{_DAYS}|(0[13-9]|1[0-2])-[0-9]{{2}})|{_LEAP})"
-_TIME = r"[0-9]{2}:[0-9]{2}:[0-5][0-9]"
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 _LABEL = r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*"
 FORMATS: Mapping[str, dict[str, Any]] = {
     **{name: {} for name in ("duration", "email", "ipv4", "ipv6", "uri", "uuid")},
-    # What the library lets through besides: the 29th of February of any year, seconds numbered 60, names too long.
+    # What the library lets through besides: the 29th of February of any year, seconds numbered 60, names too long;
+    # and fractions of seconds without end.
     "date": {"pattern": f"^{_DATE}$"},
     "time": {"pattern": f"^{_TIME}"},
     "date-time": {"pattern": f"^{_DATE}[Tt]{_TIME}"},
