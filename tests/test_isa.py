@@ -99,10 +99,11 @@ def firsts(x, y, out):
         store_f32(out + 64 * count, first(count, load_f32(x), load_f32(y)))
 
 
-def halves(n, x, vector, scalar):
-    """16 n float32 to float16, as vectors and one by one."""
+def halves(n, x, vector, scattered, scalar):
+    """16 n float32 to float16, as vectors, also with the lanes n apart, and one by one."""
     for i in range(n):
         store_f16(vector + 32 * i, load_f32(x + 64 * i))
+        scatter_f16(scattered + 2 * i, 2 * n, load_f32(x + 64 * i))
     for i in range(16 * n):
         set_f16(scalar + 2 * i, get_f32(x + 4 * i))
 
@@ -426,9 +427,11 @@ def test_float32_to_float16_rounds_to_even(name, rng):
     wide = rng.standard_normal(2000) * 2.0 ** rng.integers(-30, 20, 2000)
     x = np.resize(np.concatenate([between, -between, wide, [65519, 65520, np.inf]]).astype(np.float32), (4200, LANES))
     vector, scalar = np.zeros((2, *x.shape), np.float16)
-    run(halves, name, len(x), x, vector, scalar)
+    scattered = np.zeros((LANES, len(x)), np.float16)
+    run(halves, name, len(x), x, vector, scattered, scalar)
     expected = x.astype(np.float16).view(np.uint16)
     np.testing.assert_array_equal(vector.view(np.uint16), expected)
+    np.testing.assert_array_equal(scattered.view(np.uint16), expected.T)
     np.testing.assert_array_equal(scalar.view(np.uint16), expected)
 
 

@@ -115,6 +115,13 @@ def _prefetch(b: ir.IRBuilder, p: Any) -> None:
     call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(p, I8.as_pointer()), I32(0), I32(2), I32(1))
 
 
+def _scatter(b: ir.IRBuilder, p: Any, step: Any, x: Any) -> None:
+    halves = b.fptrunc(x, HALVES)
+    for lane in range(LANES):
+        store(b, p, b.extract_element(halves, I32(lane)))
+        p = b.add(p, step)
+
+
 def _first(b: ir.IRBuilder, count: Any, x: Any, other: Any) -> Any:
     """The first `count` lanes of x, the others of `other`."""
     lanes = ir.Constant(INTS, list(range(LANES)))
@@ -147,6 +154,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int)
         "load_f16": operation(lambda b, p: b.fpext(load(b, p, HALVES), FLOATS), F, ADDRESS),
         "store_f32": operation(store, types.void, ADDRESS, F),
         "store_f16": operation(lambda b, p, x: store(b, p, b.fptrunc(x, HALVES)), types.void, ADDRESS, F),
+        "scatter_f16": operation(_scatter, types.void, ADDRESS, ADDRESS, F),
         "quantize_64": operation(quantize_64, types.void, ADDRESS, ADDRESS),
         "splat_i32": operation(lambda b, p: splat(b, load(b, p, I32)), N, ADDRESS),
         "splat_f32": operation(lambda b, p: splat(b, load(b, p, F32)), F, ADDRESS),

@@ -57,11 +57,13 @@ from edgellm.kernels.primitives import (
     maximum,
     mul,
     prefetch,
+    scatter_f16,
     set_f16,
     set_f32,
     set_i64,
     store_1,
     store_4,
+    store_f16,
     store_f32,
     sub,
     vectors_1,
@@ -482,11 +484,17 @@ def append_key(keys: int, kv_head: int, head_dim: int, capacity: int, position: 
     """Store head_dim float32 as a key of a layer's keys, which start at `keys`."""
     at = position % capacity
     target = keys + 2 * (head_dim * (kv_head * capacity + at // 16 * 16) + at % 16)
-    for d in range(head_dim):
+    whole = head_dim - head_dim % 16
+    for d in range(0, whole, 16):
+        scatter_f16(target + 32 * d, 32, load_f32(source + 4 * d))
+    for d in range(whole, head_dim):
         set_f16(target + 32 * d, get_f32(source + 4 * d))
 
 
 def append_value(values: int, kv_head: int, head_dim: int, capacity: int, position: int, source: int) -> None:
     target = values + 2 * head_dim * (kv_head * capacity + position % capacity)
-    for d in range(head_dim):
+    whole = head_dim - head_dim % 16
+    for d in range(0, whole, 16):
+        store_f16(target + 2 * d, load_f32(source + 4 * d))
+    for d in range(whole, head_dim):
         set_f16(target + 2 * d, get_f32(source + 4 * d))

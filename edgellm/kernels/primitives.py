@@ -88,6 +88,12 @@ def store_f16(p: int, x: Any) -> None:
     _at(p, np.float16, LANES)[:] = x
 
 
+def scatter_f16(p: int, step: int, x: Any) -> None:
+    """16 float16, `step` bytes apart."""
+    for i, half in enumerate(x.astype(np.float16)):
+        _at(p + i * step, np.float16, 1)[0] = half
+
+
 def quantize_64(source: int, target: int) -> None:
     """64 float32 -> int8 [64], the nearest codes (halves to even) of 4 groups of 16 whose largest is 127; their scales,
     float32 [4]; of a group's codes, -8 and -128 times their sum, int32 [2][4]; of 32, the sum of scale * code, float32
