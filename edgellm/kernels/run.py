@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from edgellm.kernels.fetch import fetch, next_slice, next_slice_end
 from edgellm.kernels.layout import (
     BARRIER,
     CELL,
@@ -11,6 +14,7 @@ from edgellm.kernels.layout import (
     CONTROL_STEP,
     CONTROL_STOP,
     MOST_THREADS,
+    NEXT_BLOCK_BYTES,
     OP,
     RECORD_CELLS,
     STEP_ARRIVED,
@@ -20,30 +24,39 @@ from edgellm.kernels.prepare import rows_of
 from edgellm.kernels.primitives import atomic_add, atomic_get, call_op, get_i64, pause, yield_cpu
 
 SPINS_BEFORE_YIELD = 2000
+START: int = np.int64(0)  # for a literal 0, Numba would compile what it is passed to once more
 
 
 def run(records: int, n_records: int, step: int, thread: int, n_threads: int) -> None:
     """Do a plan. Every thread of the team calls this with the same step, each with its number."""
     counter, arrived = get_i64(step + STEP_BARRIER), get_i64(step + STEP_ARRIVED)
+    weights = fetched = START
     for i in range(n_records):
         record = records + i * RECORD_CELLS * CELL
         call_op(get_i64(record + OP), record, step, thread, n_threads)
         kind = get_i64(record + BARRIER)
         if n_threads > 1 and (kind == 1 or (kind == 2 and rows_of(record, step) > 1)):
             arrived += n_threads
-            wait(counter, arrived)
+            if weights != next_slice(record, thread, n_threads):
+                weights = next_slice(record, thread, n_threads)
+                fetched = weights + get_i64(record + NEXT_BLOCK_BYTES)  # the first block is on its way
+            fetched = wait(counter, arrived, fetched, next_slice_end(record, thread, n_threads))
 
 
-def wait(counter: int, arrived: int) -> None:
-    """Until all threads are here: the counter only grows, so nobody has to reset it."""
+def wait(counter: int, arrived: int, fetched: int, end: int) -> int:
+    """Until all threads are here: the counter only grows, so nobody has to reset it. Meanwhile fetch what stands from
+    `fetched` to `end`; returns how far that came."""
     atomic_add(counter, 1)
     spins = 0
     while atomic_get(counter) < arrived:
-        spins += 1
-        if spins > SPINS_BEFORE_YIELD:
+        if fetched < end:
+            fetched = fetch(fetched)
+        elif spins > SPINS_BEFORE_YIELD:
             yield_cpu()
         else:
             pause()
+        spins += 1
+    return fetched
 
 
 def serve(control: int, thread: int, seen: int, patience: int) -> int:
