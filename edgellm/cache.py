@@ -138,11 +138,11 @@ class Slots(Generic[H]):
         """Kernels write where the step says, unchecked: its rows must follow what is held, and fit."""
         assert len(step.tokens) <= self.MAX_ROWS
         for slot, rows in step.by_slot:
-            held = self._slots[slot].length
-            assert np.array_equal(step.positions[rows], np.arange(held, held + len(rows)))
-            assert held + len(rows) <= self._context_length
-            self._slots[slot].reserve(len(rows))
+            held, positions = self._slots[slot].length, step.positions[rows].tolist()
+            assert positions == list(range(held, held + len(positions)))
+            assert held + len(positions) <= self._context_length
+            self._slots[slot].reserve(len(positions))
 
     def _end(self, step: Step) -> None:
         for slot, rows in step.by_slot:
-            self._slots[slot].advance(len(rows))
+            self._slots[slot].advance(len(step.positions[rows]))

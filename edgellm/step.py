@@ -25,12 +25,8 @@ class Step:
     def chunk(cls, slot: int, first: int, tokens: Sequence[int], wanted: Sequence[int] | None = None) -> Step:
         """Consecutive tokens of one slot; by default the logits of the last one are wanted."""
         n = len(tokens)
-        return cls(
-            np.asarray(tokens, np.int32),
-            np.full(n, slot, np.int32),
-            np.arange(first, first + n, dtype=np.int32),
-            np.asarray([n - 1] if wanted is None else wanted, np.intp),
-        )
+        ids, slots, positions = np.array([tokens, [slot] * n, range(first, first + n)], np.int32)
+        return cls(ids, slots, positions, np.array([n - 1] if wanted is None else wanted, np.intp))
 
     @classmethod
     def join(cls, steps: Sequence[Step]) -> Step:
@@ -44,9 +40,9 @@ class Step:
         return cls(tokens, slots, positions, np.concatenate(wanted))
 
     @cached_property
-    def by_slot(self) -> list[tuple[int, Array]]:
-        """Each slot of the step with the indices of its rows."""
+    def by_slot(self) -> list[tuple[int, Array | slice]]:
+        """Each slot of the step with its rows."""
         if len(self.slots) == 1:
-            return [(int(self.slots[0]), np.zeros(1, np.intp))]
+            return [(int(self.slots[0]), slice(1))]
         # np.unique would import numpy.ma, which takes longer than a token.
         return [(slot, np.flatnonzero(self.slots == slot)) for slot in sorted(set(self.slots.tolist()))]

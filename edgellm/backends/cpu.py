@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,11 @@ from edgellm.tensor import Tensor
 ACTIVATIONS = {"silu": layout.SILU, "gelu": layout.GELU, "gelu_tanh": layout.GELU_TANH, "relu2": layout.RELU2}
 QUANTIZED = ("q2t", "q4", "q4m", "q8")
 OF_STEP = [cell // layout.CELL for cell in (
-    layout.STEP_ROWS, layout.STEP_N_WANTED, layout.STEP_TOKENS, layout.STEP_POSITIONS, layout.STEP_SLOTS,
-    layout.STEP_CACHES, layout.STEP_WANTED,
+    layout.STEP_ROWS, layout.STEP_N_WANTED, layout.STEP_CACHES, layout.STEP_LOGITS, layout.STEP_BEST,
 )]  # fmt: skip
 BEST = np.dtype([("logit", np.float32), ("token", np.int32)])
 """What a thread finds for a row; see kernels.best."""
+NOTHING = np.array((-np.inf, 0), BEST)
 WORTH_MORE_KERNELS = 16
 """Rows of a first step that are worth compiling the dot kernels for several rows; until then it is done row by row."""
 
@@ -100,9 +101,17 @@ class Backend(Slots["_Slot"]):
         self._memory = _Memory(plan, context_length, self.MAX_ROWS, self._team.n_threads)
         self._lower(most_rows)
         self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
-        self._cells = _cells(layout.STEP_CELLS, "STEP_", {
+        # A step's numbers always stand in the same memory: after each step Python is slow, as weights have taken the
+        # place of all that it needs in the caches, so there is little for it to do.
+        self._rows = np.zeros((4, self.MAX_ROWS), np.int32)
+        self._caches = np.zeros(1, np.int64)
+        self._found = np.zeros(self._team.n_threads * self.MAX_ROWS, BEST)
+        self._found_address = _address(self._found)
+        tokens, positions, slots, wanted = (_address(row) for row in self._rows)
+        self._step = _cells(layout.STEP_CELLS, "STEP_", {
             "SCRATCH": _address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
-            "PACKED": _address(self._memory.packed),
+            "PACKED": _address(self._memory.packed), "TOKENS": tokens, "POSITIONS": positions, "SLOTS": slots,
+            "WANTED": wanted,
         })  # fmt: skip
         super().__init__(context_length)
         self.footprint = Footprint(
@@ -123,31 +132,47 @@ class Backend(Slots["_Slot"]):
     def _new_slot(self) -> _Slot:
         return _Slot(self._memory.layers)
 
+    def open_slot(self) -> int:
+        slot = super().open_slot()
+        self._place_caches()
+        return slot
+
+    def close_slot(self, slot: int) -> None:
+        self._team.finish()
+        super().close_slot(slot)
+        self._place_caches()
+
+    def _place_caches(self) -> None:
+        self._team.finish()
+        self._caches = np.zeros(max(self._slots, default=0) + 1, np.int64)
+        for slot, held in self._slots.items():
+            self._caches[slot] = held.address
+        self._caches_address = _address(self._caches)
+
     def run(self, step: Step) -> F32:
         logits = np.empty((len(step.wanted), -(-self._vocab_size // 16) * 16), np.float32)
-        self._run(step, layout.STEP_LOGITS, logits)
+        self._run(step, logits=_address(logits), out=logits)
         return logits[:, : self._vocab_size]
 
     def best(self, step: Step) -> I32:
-        found = np.full((self._team.n_threads, len(step.wanted)), np.array((-np.inf, 0), BEST))
-        self._run(step, layout.STEP_BEST, found)
-        # Threads have their tokens in ascending order, so the first of equals is right here too; NaN counts as largest.
-        best_thread = found["logit"].argmax(axis=0)
-        tokens: I32 = found["token"][best_thread, np.arange(len(step.wanted))]
-        return tokens
+        found = self._found[: self._team.n_threads * len(step.wanted)]
+        self._team.finish()
+        found[:] = NOTHING
+        self._run(step, best=self._found_address)
+        of_threads = found.tolist()
+        n = len(step.wanted)
+        return np.array([_best_of(of_threads[row::n]) for row in range(n)], np.int32)
 
-    def _run(self, step: Step, wants: int, out: Array) -> None:
+    def _run(self, step: Step, logits: int = 0, best: int = 0, out: Array | None = None) -> None:
         if self._most_rows == 1 and len(step.tokens) >= WORTH_MORE_KERNELS:
             self._lower(self._kernels.isa.ROWS)
         self._begin(step)
-        caches = np.zeros(max(self._slots) + 1, np.int64)
-        for slot, held in self._slots.items():
-            caches[slot] = held.address
-        wanted, cells = np.ascontiguousarray(step.wanted, np.int32), self._cells.copy()
-        arrays = step.tokens, step.positions, step.slots, caches, wanted, out
-        cells[OF_STEP] = len(step.tokens), len(wanted), *(_address(array) for array in arrays[:-1])
-        cells[wants // layout.CELL] = _address(out)
-        self._team.run(self._records, cells, *arrays)
+        self._team.finish()
+        n_rows, n_wanted, rows = len(step.tokens), len(step.wanted), self._rows
+        rows[0, :n_rows], rows[1, :n_rows], rows[2, :n_rows] = step.tokens, step.positions, step.slots
+        rows[3, :n_wanted] = step.wanted
+        self._step[OF_STEP] = n_rows, n_wanted, self._caches_address, logits, best
+        self._team.run(self._records, self._step, out)
         self._end(step)
 
     def close(self) -> None:
@@ -162,6 +187,11 @@ def _block(n_bytes: int) -> Array:
 
 def _address(block: Array) -> int:
     return int(block.ctypes.data)
+
+
+def _best_of(pairs: list[tuple[float, int]]) -> int:
+    """The token of the largest logit of all threads, whose tokens ascend; -1 if one is not a number."""
+    return -1 if any(token < 0 for _, token in pairs) else max(pairs, key=itemgetter(0))[1]
 
 
 def _cells(count: int, prefix: str, fields: dict[str, Any]) -> Array:

@@ -17,7 +17,6 @@ from edgellm.kernels.layout import (
     CONTROL_CELLS,
     CONTROL_COUNTER,
     CONTROL_GENERATION,
-    CONTROL_N_RECORDS,
     CONTROL_RECORDS,
     CONTROL_STEP,
     CONTROL_STOP,
@@ -29,6 +28,8 @@ from edgellm.kernels.layout import (
 from edgellm.kernels.pace import Pace
 from edgellm.kernels.run import run, serve
 
+PLAN = slice(CONTROL_RECORDS // CELL, CONTROL_STEP // CELL + 1)
+"""Of what a team shares: the records' address, their number, the step's address."""
 PATIENCE = 20_000
 """Spins, about a millisecond, that a worker waits for the next step before it sleeps."""
 
@@ -41,12 +42,16 @@ class Team:
         self._leader, self._pace = _Leader(compiler, self.n_threads), Pace(self.n_threads)
         self._finalizer = weakref.finalize(self, self._leader.stop)
 
-    def run(self, records: Array, step: Array, *alive: Array) -> None:
-        """Do a plan; returns when every thread is done. Arrays that the step points to are kept alive until then."""
+    def finish(self) -> None:
+        """End a step that Ctrl-C interrupted, before what it works on is changed."""
         self._leader.finish()
+
+    def run(self, records: Array, step: Array, out: Array | None) -> None:
+        """Do a plan; returns when every thread is done. `out`, which the step points to, is kept alive until then."""
+        self.finish()
         alone = step[STEP_ROWS // CELL] == 1
         n_threads, started = self._pace.next() if alone else self.n_threads, time.perf_counter()
-        self._leader.start(records, step, n_threads, alive)
+        self._leader.start(records, step, n_threads, out)
         self._leader.finish()
         if alone:
             self._pace.took(n_threads, time.perf_counter() - started)
@@ -62,27 +67,25 @@ class _Leader:
     def __init__(self, compiler: Compiler, n_threads: int) -> None:
         self._run = compiler.function(run)
         self._control = np.zeros(CONTROL_CELLS, np.int64)
+        self._counter = self._control.ctypes.data + CONTROL_COUNTER
         self._workers = [_Worker(compiler, self._control, i) for i in range(1, n_threads)]
-        self._begun: tuple[int, Array, Array, int, tuple[Array, ...]] | None = None
+        self._begun: tuple[int, Array, Array, int, Array | None] | None = None
 
-    def start(self, records: Array, step: Array, n_threads: int, alive: tuple[Array, ...]) -> None:
+    def start(self, records: Array, step: Array, n_threads: int, out: Array | None) -> None:
         control = self._control
-        step[STEP_BARRIER // CELL] = control.ctypes.data + CONTROL_COUNTER
-        step[STEP_ARRIVED // CELL] = control[CONTROL_COUNTER // CELL]
-        control[CONTROL_RECORDS // CELL] = records.ctypes.data
-        control[CONTROL_N_RECORDS // CELL] = len(records)
-        control[CONTROL_STEP // CELL] = step.ctypes.data
-        self._begun = self._generation(n_threads), records, step, n_threads, alive
+        step[STEP_BARRIER // CELL], step[STEP_ARRIVED // CELL] = self._counter, control[CONTROL_COUNTER // CELL]
+        control[PLAN] = records.ctypes.data, len(records), step.ctypes.data
+        self._begun = self._generation(n_threads), records, step, n_threads, out
         self._post(n_threads)
 
     def finish(self) -> None:
         """Do this thread's share of the step that was begun, if one was."""
         if self._begun:
-            generation, records, step, n_threads, _ = self._begun
+            generation, _, _, n_threads, _ = self._begun
             if self._control[CONTROL_GENERATION // CELL] == generation:
                 for worker in self._workers[: n_threads - 1]:
                     worker.wake()
-                self._run(records.ctypes.data, len(records), step.ctypes.data, 0, n_threads)
+                self._run(*self._control[PLAN].tolist(), 0, n_threads)
         self._begun = None
 
     def _generation(self, n_threads: int) -> int:
