@@ -63,14 +63,15 @@ class Held:
     def __init__(self, rings: Sequence[tuple[int, int]]) -> None:
         self._rings = rings
         self.length = 0
-        self._written = 0
+        self._reserved = self._written = 0
 
     def reserve(self, rows: int) -> None:
         """Say that positions length..length + rows are about to be written, even if the step then fails."""
-        self._written = max(self._written, self.length + rows)
+        self._reserved, self._written = rows, max(self._written, self.length + rows)
 
-    def advance(self, rows: int) -> None:
-        self.length += rows
+    def advance(self) -> None:
+        """Hold what was reserved last."""
+        self.length += self._reserved
 
     def trim(self, length: int) -> int:
         """Keep the first `length` tokens, or none if a window has lost what the token after them would see."""
@@ -144,5 +145,5 @@ class Slots(Generic[H]):
             self._slots[slot].reserve(len(positions))
 
     def _end(self, step: Step) -> None:
-        for slot, rows in step.by_slot:
-            self._slots[slot].advance(len(step.positions[rows]))
+        for slot, _ in step.by_slot:
+            self._slots[slot].advance()

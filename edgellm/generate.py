@@ -71,7 +71,7 @@ class Slot:
             chunk = ids[start : start + self.max_rows]
             first, stop = (min(max(at - start, 0), len(chunk)) for at in (wanted.start, wanted.stop))
             found.append(evaluate([(self, chunk, range(first, stop))], run))
-        return np.concatenate(found)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def close(self) -> None:
         self.backend.close_slot(self.number)

@@ -25,7 +25,8 @@ class Step:
     def chunk(cls, slot: int, first: int, tokens: Sequence[int], wanted: Sequence[int] | None = None) -> Step:
         """Consecutive tokens of one slot; by default the logits of the last one are wanted."""
         n = len(tokens)
-        ids, slots, positions = np.array([tokens, [slot] * n, range(first, first + n)], np.int32)
+        ids, slots, positions = np.empty((3, n), np.int32)
+        ids[:], slots[:], positions[:] = tokens, slot, range(first, first + n)
         return cls(ids, slots, positions, np.array([n - 1] if wanted is None else wanted, np.intp))
 
     @classmethod

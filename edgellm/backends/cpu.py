@@ -11,7 +11,7 @@ import numpy as np
 
 from edgellm import isa, quant
 from edgellm.architectures import Architecture, LayerCache
-from edgellm.arrays import F32, I32, Array
+from edgellm.arrays import F32, I32, Array, address
 from edgellm.cache import Held, Slots
 from edgellm.footprint import Footprint
 from edgellm.kernels import Body, Compiler, Kernel, compiler, dots, layout
@@ -106,11 +106,11 @@ class Backend(Slots["_Slot"]):
         self._rows = np.zeros((4, self.MAX_ROWS), np.int32)
         self._caches = np.zeros(1, np.int64)
         self._found = np.zeros(self._team.n_threads * self.MAX_ROWS, BEST)
-        self._found_address = _address(self._found)
-        tokens, positions, slots, wanted = (_address(row) for row in self._rows)
+        self._found_address = address(self._found)
+        tokens, positions, slots, wanted = (address(row) for row in self._rows)
         self._step = _cells(layout.STEP_CELLS, "STEP_", {
-            "SCRATCH": _address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
-            "PACKED": _address(self._memory.packed), "TOKENS": tokens, "POSITIONS": positions, "SLOTS": slots,
+            "SCRATCH": address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
+            "PACKED": address(self._memory.packed), "TOKENS": tokens, "POSITIONS": positions, "SLOTS": slots,
             "WANTED": wanted,
         })  # fmt: skip
         super().__init__(context_length)
@@ -147,11 +147,11 @@ class Backend(Slots["_Slot"]):
         self._caches = np.zeros(max(self._slots, default=0) + 1, np.int64)
         for slot, held in self._slots.items():
             self._caches[slot] = held.address
-        self._caches_address = _address(self._caches)
+        self._caches_address = address(self._caches)
 
     def run(self, step: Step) -> F32:
         logits = np.empty((len(step.wanted), -(-self._vocab_size // 16) * 16), np.float32)
-        self._run(step, logits=_address(logits), out=logits)
+        self._run(step, logits=address(logits), out=logits)
         return logits[:, : self._vocab_size]
 
     def best(self, step: Step) -> I32:
@@ -183,10 +183,6 @@ class Backend(Slots["_Slot"]):
 def _block(n_bytes: int) -> Array:
     """Zeroed memory that the system gives when it is touched, on a page boundary."""
     return np.frombuffer(mmap.mmap(-1, max(n_bytes, mmap.PAGESIZE)), np.uint8)
-
-
-def _address(block: Array) -> int:
-    return int(block.ctypes.data)
 
 
 def _best_of(pairs: list[tuple[float, int]]) -> int:
@@ -239,7 +235,7 @@ class _Slot(Held):
     def __init__(self, layers: list[_Layer]) -> None:
         super().__init__([layer.ring for layer in layers])
         self._layers, self._memory = layers, _block(_slot_bytes(layers))
-        self.address = _address(self._memory)
+        self.address = address(self._memory)
 
     def _copy_rings(self, other: _Slot, length: int) -> None:
         for layer in self._layers:
@@ -296,7 +292,7 @@ class _Memory:
     def place(self, buffer: Buffer) -> tuple[int, int]:
         """Address and bytes between rows."""
         array, stride = self._arrays[buffer.name]
-        return _address(array), stride
+        return address(array), stride
 
 
 def _one(op: Matmul | ExpertMatmul) -> Tensor:
@@ -362,8 +358,8 @@ class _Lowering:
 
     def _read(self, source: Source) -> dict[str, Any]:
         """Where rows come from, and what becomes of them first."""
-        address, stride = self._memory.place(source if isinstance(source, Buffer) else source.x)
-        fields: dict[str, Any] = {"SOURCE": address, "SOURCE_STRIDE": stride}
+        at, stride = self._memory.place(source if isinstance(source, Buffer) else source.x)
+        fields: dict[str, Any] = {"SOURCE": at, "SOURCE_STRIDE": stride}
         if isinstance(source, Normed):
             fields["PROLOGUE"] = layout.LAYER_NORM if source.centred else layout.RMS_NORM
             fields |= {"NORM": _vector(source.weight), "NORM_EPS": float(source.eps)}
@@ -374,8 +370,8 @@ class _Lowering:
         return fields
 
     def _write(self, out: Buffer, adds: float = 0.0) -> dict[str, Any]:
-        address, stride = self._memory.place(out)
-        return {"TARGET": address, "TARGET_STRIDE": stride, "ADDS": float(adds)}
+        at, stride = self._memory.place(out)
+        return {"TARGET": at, "TARGET_STRIDE": stride, "ADDS": float(adds)}
 
     def _embed(self, op: Embed) -> dict[str, Any]:
         return {
@@ -452,11 +448,10 @@ class _Lowering:
         fields = {
             **self._heads(op.q, layer), "QUERIES": self._memory.place(op.q)[0], "OUT": self._memory.place(op.out)[0],
             "SOURCE_STRIDE": self._memory.place(op.q)[1], "TARGET_STRIDE": self._memory.place(op.out)[1],
-            "PARTIALS": _address(self._memory.partials), "SCALE": float(op.scale), "SOFTCAP": float(op.softcap),
-            "BARRIER": 1,
+            "PARTIALS": address(self._memory.partials), "SCALE": float(op.scale), "SOFTCAP": float(op.softcap),
         }  # fmt: skip
-        yield {**fields, "OP": self._kernels.op(attention)}
-        yield {**fields, "OP": self._kernels.op(attention_merge)}
+        yield {**fields, "OP": self._kernels.op(attention), "BARRIER": 1}
+        yield {**fields, "OP": self._kernels.op(attention_merge), "BARRIER": 3}
 
     def _short_conv(self, op: ShortConv) -> dict[str, Any]:
         layer = self._memory.layers[op.layer]
@@ -468,7 +463,7 @@ class _Lowering:
 
     def _route(self, op: Route) -> dict[str, Any]:
         return {
-            "ROUTES": _address(self._memory.routes[op]), "N_EXPERTS": op.source.cols, "N_USED": op.n_used,
+            "ROUTES": address(self._memory.routes[op]), "N_EXPERTS": op.source.cols, "N_USED": op.n_used,
             "NORMALIZES": op.normalize,
         }  # fmt: skip
 
@@ -476,7 +471,7 @@ class _Lowering:
         source = op.source if isinstance(op.source, Buffer) else op.source.x
         fields = {
             **self._product(op.weights[0], op.source), **self._write(op.out), **self._route(op.route), "BARRIER": 1,
-            "WEIGHT": _address(self._memory.addresses(op)), "SPREADS": source.times == 1,
+            "WEIGHT": address(self._memory.addresses(op)), "SPREADS": source.times == 1,
         }  # fmt: skip
         yield {**fields, "OP": self._kernels.op(expert_prepare)}
         yield {**fields, "OP": self._kernels.op(expert_matmul)}

@@ -18,7 +18,7 @@ def calls() -> dict[str, Any]:
         "call_op": _call_of(4),
         "call_dot": _call_of(5),
         "atomic_get": operation(_atomic_get, ADDRESS, ADDRESS),
-        "atomic_add": operation(_atomic_add, types.void, ADDRESS, ADDRESS),
+        "atomic_set": operation(_atomic_set, types.void, ADDRESS, ADDRESS),
         "pause": operation(_pause, types.void),
         "yield_cpu": operation(_yield, types.void),
     }
@@ -44,8 +44,8 @@ def _atomic_get(b: ir.IRBuilder, p: Any) -> Any:
     return b.load_atomic(b.inttoptr(p, I64.as_pointer()), "acquire", 8)
 
 
-def _atomic_add(b: ir.IRBuilder, p: Any, n: Any) -> None:
-    b.atomic_rmw("add", b.inttoptr(p, I64.as_pointer()), n, "acq_rel")
+def _atomic_set(b: ir.IRBuilder, p: Any, x: Any) -> None:
+    b.store_atomic(x, b.inttoptr(p, I64.as_pointer()), "release", 8)
 
 
 def _pause(b: ir.IRBuilder) -> None:

@@ -20,8 +20,8 @@ RECORD_CELLS = 64
 
 # Every record.
 OP, BARRIER, NEXT_WEIGHT, NEXT_BLOCKS, NEXT_BLOCK_BYTES = (CELL * i for i in range(5))
-"""BARRIER is 0 for no wait after the op, 1 for one, 2 for one unless it works on a single row. NEXT: the matrix of the
-next matmul, or after the last of the next step's first; see fetch."""
+"""BARRIER is 0 for no wait after the op, 1 for one, 2 for one unless it works on a single row, 3 for one if keys were
+split. NEXT: the matrix of the next matmul, or after the last of the next step's first; see fetch."""
 
 # Matmul: the matrix, the activations' rows, and where the outputs go.
 (
@@ -58,13 +58,14 @@ SILU, GELU, GELU_TANH, RELU2 = range(4)
 STEP_ROWS, STEP_TOKENS, STEP_POSITIONS, STEP_SLOTS, STEP_CACHES, STEP_WANTED, STEP_N_WANTED = (
     CELL * i for i in range(7)
 )
-STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_PACKED, STEP_LOGITS, STEP_BEST, STEP_BARRIER, STEP_ARRIVED = (
+STEP_SCRATCH, STEP_SCRATCH_BYTES, STEP_PACKED, STEP_LOGITS, STEP_BEST, STEP_ARRIVALS, STEP_ARRIVED = (
     CELL * (7 + i) for i in range(7)
 )
 STEP_CELLS = 16
 """Tokens, positions, slots, wanted rows are int32 arrays; STEP_CACHES is an int64 array, slot -> address. STEP_SCRATCH
 has STEP_SCRATCH_BYTES for each thread; STEP_PACKED is shared. A step has one of STEP_LOGITS and STEP_BEST; the other is
-0. STEP_BARRIER is the address of the barrier's counter, STEP_ARRIVED what stood there before the step."""
+0. STEP_ARRIVALS is where each thread counts the barriers that it came to, STEP_ARRIVED what the first one had counted
+before the step."""
 
 MOST_THREADS = 256
 """A generation is a count times this, plus the number of threads that are in its step."""
@@ -72,5 +73,6 @@ MOST_THREADS = 256
 # What a team of threads shares. The generation stands alone in its cache line, as all of them watch it.
 CONTROL_GENERATION = 0
 CONTROL_RECORDS, CONTROL_N_RECORDS, CONTROL_STEP, CONTROL_STOP = (CELL * (16 + i) for i in range(4))
-CONTROL_COUNTER = CELL * 32
-CONTROL_CELLS = 64
+CONTROL_CELLS = 32
+ARRIVAL_BYTES = 128
+"""Between the arrivals of two threads, so that they do not share a cache line, nor a pair of them."""

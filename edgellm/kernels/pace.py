@@ -36,6 +36,7 @@ class Pace:
         mean = self._seconds.get(n_threads, seconds)
         # A try comes too seldom to be averaged: a neighbour that has gone would be noticed after minutes.
         self._seconds[n_threads] = seconds if n_threads != self._best else mean + WEIGHT * (seconds - mean)
-        fastest = min(self._seconds, key=lambda n: self._seconds[n])
-        if self._seconds[fastest] < MARGIN * self._seconds.get(self._best, seconds):
-            self._best = fastest
+        most = MARGIN * self._seconds.get(self._best, seconds)
+        for n, taken in self._seconds.items():
+            if taken < most:
+                self._best, most = n, taken

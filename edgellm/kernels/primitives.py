@@ -303,8 +303,8 @@ def atomic_get(p: int) -> int:
     return get_i64(p)
 
 
-def atomic_add(p: int, n: int) -> None:
-    set_i64(p, get_i64(p) + n)
+def atomic_set(p: int, x: int) -> None:
+    set_i64(p, x)
 
 
 def pause() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.attention import splits_keys
 from edgellm.kernels.fetch import fetch, next_slice, next_slice_end
 from edgellm.kernels.layout import (
+    ARRIVAL_BYTES,
     BARRIER,
     CELL,
     CONTROL_GENERATION,
@@ -17,11 +19,11 @@ from edgellm.kernels.layout import (
     NEXT_BLOCK_BYTES,
     OP,
     RECORD_CELLS,
+    STEP_ARRIVALS,
     STEP_ARRIVED,
-    STEP_BARRIER,
 )  # fmt: skip
 from edgellm.kernels.prepare import rows_of
-from edgellm.kernels.primitives import atomic_add, atomic_get, call_op, get_i64, pause, yield_cpu
+from edgellm.kernels.primitives import atomic_get, atomic_set, call_op, get_i64, pause, yield_cpu
 
 SPINS_BEFORE_YIELD = 2000
 START: int = np.int64(0)  # for a literal 0, Numba would compile what it is passed to once more
@@ -29,26 +31,35 @@ START: int = np.int64(0)  # for a literal 0, Numba would compile what it is pass
 
 def run(records: int, n_records: int, step: int, thread: int, n_threads: int) -> None:
     """Do a plan. Every thread of the team calls this with the same step, each with its number."""
-    counter, arrived = get_i64(step + STEP_BARRIER), get_i64(step + STEP_ARRIVED)
+    arrivals, arrived = get_i64(step + STEP_ARRIVALS), get_i64(step + STEP_ARRIVED)
     weights = fetched = START
     for i in range(n_records):
         record = records + i * RECORD_CELLS * CELL
         call_op(get_i64(record + OP), record, step, thread, n_threads)
-        kind = get_i64(record + BARRIER)
-        if n_threads > 1 and (kind == 1 or (kind == 2 and rows_of(record, step) > 1)):
-            arrived += n_threads
+        if n_threads > 1 and has_barrier(record, step, n_threads):
+            arrived += 1
             if weights != next_slice(record, thread, n_threads):
                 weights = next_slice(record, thread, n_threads)
                 fetched = weights + get_i64(record + NEXT_BLOCK_BYTES)  # the first block is on its way
-            fetched = wait(counter, arrived, fetched, next_slice_end(record, thread, n_threads))
+            atomic_set(arrivals + thread * ARRIVAL_BYTES, arrived)
+            end = next_slice_end(record, thread, n_threads)
+            for other in range(n_threads):
+                fetched = wait(arrivals + other * ARRIVAL_BYTES, arrived, fetched, end)
 
 
-def wait(counter: int, arrived: int, fetched: int, end: int) -> int:
-    """Until all threads are here: the counter only grows, so nobody has to reset it. Meanwhile fetch what stands from
-    `fetched` to `end`; returns how far that came."""
-    atomic_add(counter, 1)
+def has_barrier(record: int, step: int, n_threads: int) -> bool:
+    """Whether threads wait for each other after an op."""
+    kind = get_i64(record + BARRIER)
+    if kind == 2:
+        return rows_of(record, step) > 1
+    return splits_keys(record, step, n_threads) if kind == 3 else kind == 1
+
+
+def wait(arrival: int, arrived: int, fetched: int, end: int) -> int:
+    """Until another thread is here: what it counts only grows, so nobody has to reset it. Meanwhile fetch what stands
+    from `fetched` to `end`; returns how far that came."""
     spins = 0
-    while atomic_get(counter) < arrived:
+    while atomic_get(arrival) < arrived:
         if fetched < end:
             fetched = fetch(fetched)
         elif spins > SPINS_BEFORE_YIELD:

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from edgellm.arrays import Array
+from edgellm.arrays import Array, address
 from edgellm.kernels import Compiler
 from edgellm.kernels.layout import (
+    ARRIVAL_BYTES,
     CELL,
     CONTROL_CELLS,
-    CONTROL_COUNTER,
     CONTROL_GENERATION,
     CONTROL_RECORDS,
     CONTROL_STEP,
     CONTROL_STOP,
     MOST_THREADS,
+    STEP_ARRIVALS,
     STEP_ARRIVED,
-    STEP_BARRIER,
     STEP_ROWS,
 )  # fmt: skip
 from edgellm.kernels.pace import Pace
@@ -67,14 +67,15 @@ class _Leader:
     def __init__(self, compiler: Compiler, n_threads: int) -> None:
         self._run = compiler.function(run)
         self._control = np.zeros(CONTROL_CELLS, np.int64)
-        self._counter = self._control.ctypes.data + CONTROL_COUNTER
+        self._arrivals = np.zeros((n_threads, ARRIVAL_BYTES // CELL), np.int64)
+        self._arrivals_address = address(self._arrivals)
         self._workers = [_Worker(compiler, self._control, i) for i in range(1, n_threads)]
         self._begun: tuple[int, Array, Array, int, Array | None] | None = None
 
     def start(self, records: Array, step: Array, n_threads: int, out: Array | None) -> None:
         control = self._control
-        step[STEP_BARRIER // CELL], step[STEP_ARRIVED // CELL] = self._counter, control[CONTROL_COUNTER // CELL]
-        control[PLAN] = records.ctypes.data, len(records), step.ctypes.data
+        step[STEP_ARRIVALS // CELL], step[STEP_ARRIVED // CELL] = self._arrivals_address, self._arrivals[0, 0]
+        control[PLAN] = address(records), len(records), address(step)
         self._begun = self._generation(n_threads), records, step, n_threads, out
         self._post(n_threads)
 
