@@ -7,10 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -159,10 +157,6 @@ def convert(
         raise EdgeError(f"{error.filename or target}: {error.strerror or error}; nothing was written") from error
     report.n_bytes, report.seconds = Path(target).stat().st_size, time.perf_counter() - started
     return report
-
-
-def _progress(label: str, total: int, shown: bool) -> AbstractContextManager[Any]:
-    return click.progressbar(length=total, label=label, file=sys.stderr, hidden=not shown)
 
 
 def _spec(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: int, recipe: str) -> TensorSpec:
