@@ -104,7 +104,8 @@ class Config(DecoderConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        one_of(config, "hidden_activation" if "hidden_activation" in config else "hidden_act", [cls.ACTIVATION], "silu")
+        key = "hidden_activation" if "hidden_activation" in config else "hidden_act"
+        one_of(config, key, [cls.ACTIVATION], cls.ACTIVATION)
         bias = truth(config, "attention_bias", False)
         return cls(
             **sizes_from_hf(config),
