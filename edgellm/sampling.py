@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -253,13 +254,18 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, breakers: Breakers | None = None) -> None:
         """`breakers` are what the params' dry_sequence_breakers are in tokens: see edgellm.breakers."""
-        self._params, self._breakers, self._rng = params, breakers or {}, np.random.default_rng(params.seed)
+        self._params, self._breakers = params, breakers or {}
         self._most_surprise = 2 * params.mirostat_tau
         used = ("temperature",) if params.mirostat else params.samplers
         stages = [STAGES[name] for name in used if STAGES[name].is_on(params)]
         self._greedy = params.temperature == params.dynatemp_range == 0
         self._stages = [stage for stage in stages if not (self._greedy and stage.keeps_best)]
         self.takes_best = self._greedy and not self._stages and not params.logit_bias
+
+    @cached_property
+    def _rng(self) -> np.random.Generator:
+        """Made when it is asked for: numpy.random takes as long to import as a token to decode."""
+        return np.random.default_rng(self._params.seed)
 
     def __call__(self, logits: F32, ids: Sequence[int]) -> int:
         params = self._params

@@ -48,4 +48,5 @@ class Step:
         """Each slot of the step with the indices of its rows."""
         if len(self.slots) == 1:
             return [(int(self.slots[0]), np.zeros(1, np.intp))]
-        return [(int(slot), np.flatnonzero(self.slots == slot)) for slot in np.unique(self.slots)]
+        # np.unique would import numpy.ma, which takes longer than a token.
+        return [(slot, np.flatnonzero(self.slots == slot)) for slot in sorted(set(self.slots.tolist()))]

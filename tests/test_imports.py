@@ -90,6 +90,11 @@ def test_help_is_light():
     assert not {"numba", "llvmlite", "numpy", "tokenizers", "jinja2"} & set(loaded_by(code))
 
 
+def test_a_first_token_imports_no_more_than_it_needs():
+    code = "import edgellm\nedgellm.load('stories260k', backend='reference').generate('', max_tokens=1, temperature=0)"
+    assert not {"numba", "jinja2", "numpy.ma", "numpy.random", "urllib.request"} & set(loaded_by(code))
+
+
 def test_public_names_are_what_all_says():
     assert sorted([*edgellm.__all__, "__version__"]) == sorted(dir(edgellm))
     for name in edgellm.__all__:
