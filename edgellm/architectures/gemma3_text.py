@@ -19,6 +19,9 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Gemma 3 (text)"
+VERIFIED = ("Gemma 3 270M",)
+
 __all__ = ["STACKED", "Config", "caches", "pairs"]
 
 HF_NAMES = {
