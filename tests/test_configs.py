@@ -90,19 +90,15 @@ SIZES = {
     "block_count": 3, "context_length": 128, "embedding_length": 48, "feed_forward_length": 80, "vocab_size": 97,
     "attention.head_count": 6, "attention.layer_norm_rms_epsilon": 1e-5, "logit_scale": 1.0, "tensors": (),
 }  # fmt: skip
+WINDOW = {"attention.sliding_window": 6}
 BAD_GGUF = [
     ("llama", {"rope.dimension_count": 4}, UnsupportedError, "rope.dimension_count = 4; .* head_dim = 8"),
     ("llama", {"attention.value_length": 4}, UnsupportedError, "attention.value_length = 4"),
     ("llama", {"rope_freqs": [1.0] * 4, "rope.scaling.type": "yarn"}, UnsupportedError, "'yarn' together with"),
     ("llama", {"rope_freqs": [1.0] * 3}, CheckpointError, "a list of 4 numbers"),
     ("gemma2", {"tensors": ("blk.0.attn_q.bias",)}, UnsupportedError, "biases"),
-    (
-        "gemma2",
-        {"attention.sliding_window": 6, "attention.sliding_window_pattern": [True]},
-        CheckpointError,
-        "3 layers",
-    ),
-    ("gemma2", {"attention.sliding_window": 6, "attention.sliding_window_pattern": "x"}, CheckpointError, "= 'x'"),
+    ("gemma2", {**WINDOW, "attention.sliding_window_pattern": [True]}, CheckpointError, "3 layers, but layer_types"),
+    ("gemma2", {**WINDOW, "attention.sliding_window_pattern": "x"}, CheckpointError, "sliding_window_pattern = 'x'"),
     ("olmo2", {"attention.sliding_window": 6}, UnsupportedError, "attention.sliding_window = 6"),
     ("granite", {"rope.scaling.finetuned": False}, UnsupportedError, "finetuned = False"),
     ("phi3", {"rope.dimension_count": 16}, CheckpointError, "partial_rotary_factor = 2.0"),
