@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class Report:
     rows: dict[str, Row] = field(default_factory=dict)
     n_bytes: int = 0
     seconds: float = 0.0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Parts of the source that are no text model, and how many tensors each has."""
 
     @property
     def total(self) -> Row:
@@ -135,7 +137,7 @@ def convert(
         tensor: _spec(checkpoint, tensor, shape, pairs.get(tensor.split(".")[-1], 0), recipe)
         for tensor, shape in shapes.items()
     }
-    report = Report(str(source), str(target), checkpoint.architecture, recipe)
+    report = Report(str(source), str(target), checkpoint.architecture, recipe, left_out=checkpoint.left_out)
     info = _model_info(checkpoint, recipe, name, license, origin)
     total, tables = sum(math.prod(shape) for shape in shapes.values()), _tables(checkpoint)
     try:

@@ -29,6 +29,7 @@ from .checkpoint import (
     unreadable,
 )
 from .naming import match_tensors
+from .text_part import text_settings, text_tensors
 
 MAX_DIMS = 8
 MAX_JSON = 100_000_000
@@ -44,7 +45,8 @@ def read_huggingface(folder: Path) -> Checkpoint:
     Raises CheckpointError if something in it is damaged or missing, UnsupportedError for a sound model that this
     version cannot run.
     """
-    settings = _json_object(folder / "config.json")
+    whole = _json_object(folder / "config.json")
+    settings = text_settings(whole)
     if settings.get("quantization_config"):
         raise UnsupportedError(
             f"{folder / 'config.json'} describes quantized weights; this version reads "
@@ -55,7 +57,8 @@ def read_huggingface(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / 'config.json'} has model_type = {name!r}; expected an architecture's name")
     architecture = architectures.get(name)
     _check_rope(folder / "config.json", settings)
-    config, found = architecture.Config.from_hf(settings), _tensors(folder)
+    config = architecture.Config.from_hf(settings)
+    found, left_out = text_tensors(whole, _tensors(folder))
     output = str(architecture.HF_NAMES["output"])
     if config.tie_embeddings or output not in found:
         config = replace(config, tie_embeddings=True)
@@ -72,6 +75,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
         tensors=tensors,
         tokenizer=tokenizer,
         quantized=False,
+        left_out=left_out,
         chat_template=_chat_template(folder, tokenizer_config),
         metadata=_said_of_itself(folder, settings),
     )

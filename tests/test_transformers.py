@@ -3,11 +3,9 @@
 tests/golden/transformers_cases.py has made what is expected, and says how.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from transformers_cases import CASES, IDS, N_GREEDY, N_PROMPT, expected, write_folder
 
 from edgellm import architectures
 from edgellm.api import Model
@@ -15,9 +13,6 @@ from edgellm.config import template
 from edgellm.converters import convert
 from edgellm.converters.naming import parts
 from edgellm.loading import open_model
-
-sys.path.insert(0, str(Path(__file__).parent / "golden"))
-from transformers_cases import CASES, IDS, N_GREEDY, N_PROMPT, expected, write_folder
 
 EXPECTED = expected()
 
