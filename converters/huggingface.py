@@ -61,11 +61,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
     _check_rope(folder / "config.json", settings)
     embed, output = str(architecture.HF_NAMES["embed"]), str(architecture.HF_NAMES["output"])
     config, found = architecture.Config.from_hf(settings), _with_base(_tensors(folder), embed, output)
-    if quantization:
-        found = with_ternary(quantization, found, others=(embed, output))
-    for tensor_name, tensor in found.items():
-        if tensor.type is BYTE:
-            raise _unsupported_type(folder, tensor_name, BYTE.name)
+    found = _numbers_of(folder, found, quantization, others=(embed, output))
     if config.tie_embeddings or output not in found:
         config = replace(config, tie_embeddings=True)
         found.pop(output, None)
@@ -93,6 +89,18 @@ def _with_base(found: dict[str, SourceTensor], embed: str, output: str) -> dict[
     if embed in found or rest not in found:
         return found
     return {name if name == output else f"{base}.{name}": tensor for name, tensor in found.items()}
+
+
+def _numbers_of(
+    folder: Path, found: dict[str, SourceTensor], quantization: Mapping[str, Any] | None, others: tuple[str, ...]
+) -> dict[str, SourceTensor]:
+    """Tensors that can be read as numbers; raises UnsupportedError for bytes of which nothing says what they mean."""
+    if quantization:
+        found = with_ternary(quantization, found, others)
+    for name, tensor in found.items():
+        if tensor.type is BYTE:
+            raise _unsupported_type(folder, name, BYTE.name)
+    return found
 
 
 def _check_rope(path: Path, settings: Mapping[str, Any]) -> None:

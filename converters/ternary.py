@@ -33,9 +33,8 @@ def with_ternary(
     """The tensors of a checkpoint, its ternary matrices as such; `settings` is the quantization_config, `others` are
     matrices that are not ternary.
 
-    Raises UnsupportedError for other kinds of quantization, CheckpointError for a scale that is missing.
+    Raises UnsupportedError for what is not described above, CheckpointError for a scale that is missing.
     """
-    one_of(settings, "quant_method", ["bitnet"])
     require(settings, "use_rms_norm", False)
     require(settings, "modules_to_not_convert", ["lm_head"])
     if one_of(settings, "quantization_mode", ["offline", "online"], "offline") == "online":
