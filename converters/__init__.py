@@ -124,13 +124,14 @@ def convert(
     """Write `source` to the .edge file `target`, which appears only when it is complete.
 
     `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
-    quantized sources are kept and others become q4m. The matrix that computes the logits stays at 8 bits in formats
-    of fewer; vectors, short convolutions and the routers of experts stay float32.
+    quantized sources are kept, ternary ones become q2t, and others q4m. The matrix that computes the logits stays at 8
+    bits in formats of fewer, as the embedding does in q2t; vectors, short convolutions and the routers of experts stay
+    float32.
     """
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     started, checkpoint = time.perf_counter(), read(source, tokenizer)
-    recipe = format or ("keep" if checkpoint.quantized else "q4m")
+    recipe = format or ("q2t" if checkpoint.ternary else "keep" if checkpoint.quantized else "q4m")
     architecture = architectures.get(checkpoint.architecture)
     shapes, pairs = architecture.shapes(checkpoint.config), architecture.pairs(checkpoint.config)
     specs = {
@@ -167,7 +168,7 @@ def _spec(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: int, 
     head = "output" if "output" in checkpoint.tensors else "embed"
     if recipe == "keep":
         recipe = max((part.type.keep for part in checkpoint.tensors[name]), key=lambda keep: quant.get(keep).TILE_BYTES)
-    elif recipe in ("q2t", "q4", "q4m") and name == head:
+    elif (recipe in ("q4", "q4m") and name == head) or (recipe == "q2t" and name in ("embed", "output")):
         recipe = "q8"
     return TensorSpec(shape, recipe, 0 if pair % quant.TILE_ROWS else pair)
 

@@ -67,6 +67,8 @@ class Checkpoint:
     tokenizer: TokenizerSource
     quantized: bool
     """Whether the source's matrices are quantized already."""
+    ternary: bool = False
+    """Whether they are ternary, but for the embedding and the output."""
     interleaved: tuple[str, ...] = ()
     """Matrices, and their biases, whose rows have RoPE pairs adjacent (2i, 2i+1): put half a head apart here."""
     left_out: Mapping[str, int] = field(default_factory=dict)
