@@ -6,11 +6,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -67,6 +65,8 @@ class Report:
     rows: dict[str, Row] = field(default_factory=dict)
     n_bytes: int = 0
     seconds: float = 0.0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Parts of the source that are no text model, and how many tensors each has."""
 
     @property
     def total(self) -> Row:
@@ -124,20 +124,21 @@ def convert(
     """Write `source` to the .edge file `target`, which appears only when it is complete.
 
     `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
-    quantized sources are kept and others become q4m. The matrix that computes the logits stays at 8 bits in formats
-    of fewer; vectors, short convolutions and the routers of experts stay float32.
+    quantized sources are kept, ternary ones become q2t, and others q4m. The matrix that computes the logits stays at 8
+    bits in formats of fewer, as the embedding does in q2t; vectors, short convolutions and the routers of experts stay
+    float32.
     """
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     started, checkpoint = time.perf_counter(), read(source, tokenizer)
-    recipe = format or ("keep" if checkpoint.quantized else "q4m")
+    recipe = format or ("q2t" if checkpoint.ternary else "keep" if checkpoint.quantized else "q4m")
     architecture = architectures.get(checkpoint.architecture)
     shapes, pairs = architecture.shapes(checkpoint.config), architecture.pairs(checkpoint.config)
     specs = {
         tensor: _spec(checkpoint, tensor, shape, pairs.get(tensor.split(".")[-1], 0), recipe)
         for tensor, shape in shapes.items()
     }
-    report = Report(str(source), str(target), checkpoint.architecture, recipe)
+    report = Report(str(source), str(target), checkpoint.architecture, recipe, left_out=checkpoint.left_out)
     info = _model_info(checkpoint, recipe, name, license, origin)
     total, tables = sum(math.prod(shape) for shape in shapes.values()), _tables(checkpoint)
     try:
@@ -161,17 +162,13 @@ def convert(
     return report
 
 
-def _progress(label: str, total: int, shown: bool) -> AbstractContextManager[Any]:
-    return click.progressbar(length=total, label=label, file=sys.stderr, hidden=not shown)
-
-
 def _spec(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], pair: int, recipe: str) -> TensorSpec:
     if len(shape) == 1 or name.rpartition(".")[2] in architectures.FLOAT32:
         return TensorSpec(shape, "f32")
     head = "output" if "output" in checkpoint.tensors else "embed"
     if recipe == "keep":
         recipe = max((part.type.keep for part in checkpoint.tensors[name]), key=lambda keep: quant.get(keep).TILE_BYTES)
-    elif recipe in ("q2t", "q4", "q4m") and name == head:
+    elif (recipe in ("q4", "q4m") and name == head) or (recipe == "q2t" and name in ("embed", "output")):
         recipe = "q8"
     return TensorSpec(shape, recipe, 0 if pair % quant.TILE_ROWS else pair)
 

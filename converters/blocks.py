@@ -250,3 +250,6 @@ TYPES = {
         BlockType("TQ2_0", 256, 66, "q2t", lambda blocks: q2t.dequantize(_tq2_0_codes(blocks)), _tq2_0_codes),
     )
 }
+
+BYTE = BlockType("U8", 1, 1, "f32", lambda blocks: blocks.astype(np.float32))
+"""Bytes of which a reader knows what they mean; no type of ggml."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,12 @@ class Checkpoint:
     tokenizer: TokenizerSource
     quantized: bool
     """Whether the source's matrices are quantized already."""
+    ternary: bool = False
+    """Whether they are ternary, but for the embedding and the output."""
     interleaved: tuple[str, ...] = ()
     """Matrices, and their biases, whose rows have RoPE pairs adjacent (2i, 2i+1): put half a head apart here."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Parts of the checkpoint that are no text model, and how many tensors each has."""
     chat_template: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     """Of name, license, source: what the source says of itself."""

@@ -17,7 +17,7 @@ from typing import Any
 from edgellm import architectures
 from edgellm.errors import CheckpointError, UnsupportedError
 
-from .blocks import TYPES
+from .blocks import BYTE, TYPES
 from .checkpoint import (
     END_OF_TURN,
     Checkpoint,
@@ -29,13 +29,17 @@ from .checkpoint import (
     unreadable,
 )
 from .naming import match_tensors
+from .ternary import with_ternary
+from .text_part import text_settings, text_tensors
 
 MAX_DIMS = 8
 MAX_JSON = 100_000_000
 """Bytes of a safetensors header, which is also the format's own limit, or of a file of JSON or text."""
 DTYPES = ("F32", "F16", "BF16")
-_COMPUTED = ".rotary_emb.inv_freq"
-"""End of the name of a tensor that old checkpoints store although it follows from the config."""
+_TYPES = {**{name: TYPES[name] for name in DTYPES}, "U8": BYTE}
+_COMPUTED = re.compile(r".*(\.rotary_emb\.inv_freq|\.(attn|attention)\.(masked_)?bias)")
+"""Names of tensors that old checkpoints store although they follow from the config: frequencies of RoPE, and the masks
+of GPT-2 and GPT-NeoX."""
 
 
 def read_huggingface(folder: Path) -> Checkpoint:
@@ -44,19 +48,23 @@ def read_huggingface(folder: Path) -> Checkpoint:
     Raises CheckpointError if something in it is damaged or missing, UnsupportedError for a sound model that this
     version cannot run.
     """
-    settings = _json_object(folder / "config.json")
-    if settings.get("quantization_config"):
+    whole = _json_object(folder / "config.json")
+    settings = text_settings(whole)
+    quantization = settings.get("quantization_config")
+    if quantization and (not isinstance(quantization, dict) or quantization.get("quant_method") != "bitnet"):
         raise UnsupportedError(
             f"{folder / 'config.json'} describes quantized weights; this version reads "
-            f"{', '.join(DTYPES)}: use the original model, or a GGUF file of it"
+            f"{', '.join(DTYPES)}, and BitNet's: use the original model, or a GGUF file of it"
         )
     name = settings.get("model_type")
     if not isinstance(name, str):
         raise CheckpointError(f"{folder / 'config.json'} has model_type = {name!r}; expected an architecture's name")
     architecture = architectures.get(name)
     _check_rope(folder / "config.json", settings)
-    config, found = architecture.Config.from_hf(settings), _tensors(folder)
-    output = str(architecture.HF_NAMES["output"])
+    embed, output = str(architecture.HF_NAMES["embed"]), str(architecture.HF_NAMES["output"])
+    config = architecture.Config.from_hf(settings)
+    found, left_out = text_tensors(whole, _tensors(folder))
+    found = _numbers_of(folder, _with_base(found, embed, output), quantization, others=(embed, output))
     if config.tie_embeddings or output not in found:
         config = replace(config, tie_embeddings=True)
         found.pop(output, None)
@@ -72,9 +80,31 @@ def read_huggingface(folder: Path) -> Checkpoint:
         tensors=tensors,
         tokenizer=tokenizer,
         quantized=False,
+        left_out=left_out,
+        ternary=bool(quantization),
         chat_template=_chat_template(folder, tokenizer_config),
         metadata=_said_of_itself(folder, settings),
     )
+
+
+def _with_base(found: dict[str, SourceTensor], embed: str, output: str) -> dict[str, SourceTensor]:
+    """In checkpoints of a model without its head, names lack the first word, as in "transformer.wte.weight"."""
+    base, _, rest = embed.partition(".")
+    if embed in found or rest not in found:
+        return found
+    return {name if name == output else f"{base}.{name}": tensor for name, tensor in found.items()}
+
+
+def _numbers_of(
+    folder: Path, found: dict[str, SourceTensor], quantization: Mapping[str, Any] | None, others: tuple[str, ...]
+) -> dict[str, SourceTensor]:
+    """Tensors that can be read as numbers; raises UnsupportedError for bytes of which nothing says what they mean."""
+    if quantization:
+        found = with_ternary(quantization, found, others)
+    for name, tensor in found.items():
+        if tensor.type is BYTE:
+            raise _unsupported_type(folder, name, BYTE.name)
+    return found
 
 
 def _check_rope(path: Path, settings: Mapping[str, Any]) -> None:
@@ -164,7 +194,7 @@ def _sharded(index: Path) -> dict[str, SourceTensor]:
     astray = [
         f"{name} in {file}"
         for name, file in places.items()
-        if name not in shards[file] and not name.endswith(_COMPUTED)
+        if name not in shards[file] and not _COMPUTED.fullmatch(name)
     ]
     if astray:
         raise CheckpointError(f"{index} says where tensors are that are not there: {', '.join(astray)}")
@@ -202,7 +232,7 @@ def _safetensors(path: Path) -> dict[str, SourceTensor]:
     return {
         name: _tensor(path, name, header[name], 8 + length + begin)
         for begin, _, name in spans
-        if not name.endswith(_COMPUTED)
+        if not _COMPUTED.fullmatch(name)
     }
 
 
@@ -213,19 +243,25 @@ def _span(path: Path, name: str, info: Any) -> tuple[int, int]:
             f"{path}: tensor {name!r} is described by {str(info)[:200]}; expected its dtype, its "
             "shape and two data_offsets"
         )
-    if info["dtype"] not in DTYPES:
-        raise UnsupportedError(
-            f"{path}: tensor {name!r} is stored as {info['dtype'][:20]}; this version reads "
-            f"{', '.join(DTYPES)}: use the original model, or a GGUF file of it"
-        )
     begin, end = info["data_offsets"]
-    expected = math.prod(info["shape"]) * TYPES[info["dtype"]].block_bytes
+    if _COMPUTED.fullmatch(name):
+        return begin, end
+    if info["dtype"] not in _TYPES:
+        raise _unsupported_type(path, name, info["dtype"])
+    expected = math.prod(info["shape"]) * _TYPES[info["dtype"]].block_bytes
     if end - begin != expected:
         raise CheckpointError(
             f"{path}: tensor {name!r} has the bytes {begin} to {end}; expected {expected} bytes for "
             f"{info['dtype']} of shape {tuple(info['shape'])}"
         )
     return begin, end
+
+
+def _unsupported_type(path: Path, name: str, dtype: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path}: tensor {name!r} is stored as {dtype[:20]}; this version reads {', '.join(DTYPES)}: use the original "
+        "model, or a GGUF file of it"
+    )
 
 
 def _is_described(info: Any) -> bool:
@@ -254,7 +290,7 @@ def _check_contiguous(path: Path, spans: list[tuple[int, int, str]], size: int) 
 
 
 def _tensor(path: Path, name: str, info: Mapping[str, Any], offset: int) -> SourceTensor:
-    block_type, shape = TYPES[info["dtype"]], tuple(info["shape"])
+    block_type, shape = _TYPES[info["dtype"]], tuple(info["shape"])
     rows, cols = math.prod(shape[:-1]), shape[-1] if shape else 1
     return SourceTensor(name, shape, block_type, row_reader(path, offset, rows, cols * block_type.block_bytes))
 

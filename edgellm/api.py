@@ -183,35 +183,9 @@ class Model:
         """The memory that the model takes."""
         return self._backend.footprint
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        speculate: int = 0,
-        json_schema: JsonSchema | None = None,
-        regex: str | None = None,
-        choices: Sequence[str] | None = None,
-        grammar: str | None = None,
-        logits_processors: Sequence[LogitsProcessor] = (),
-        **sampling: Any,
-    ) -> Completion:
+    def generate(self, prompt: str, **options: Any) -> Completion:
         """Continue a text. Takes what `stream` takes; returns when the answer is complete."""
-        stream = self.stream(
-            prompt,
-            max_tokens=max_tokens,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            speculate=speculate,
-            json_schema=json_schema,
-            regex=regex,
-            choices=choices,
-            grammar=grammar,
-            logits_processors=logits_processors,
-            **sampling,
-        )
+        stream = self.stream(prompt, **options)
         for _ in stream:
             pass
         return stream.completion

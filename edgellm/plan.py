@@ -67,6 +67,11 @@ Value = Buffer | Normed | Activated | Turned
 Source = Buffer | Normed | Activated
 
 
+def buffer_of(source: Source) -> Buffer:
+    """The array that is read, whatever becomes of its rows first."""
+    return source if isinstance(source, Buffer) else source.x
+
+
 @dataclass(eq=False)
 class Embed:
     table: Tensor
@@ -304,7 +309,7 @@ class Recorder:
             raise BackendError("this backend has no use of what RoPE has turned but attention: use --backend reference")
         if isinstance(x, Normed) and x.per_head:
             return self._plain(x)
-        _fresh(x if isinstance(x, Buffer) else x.x)
+        _fresh(buffer_of(x))
         return x
 
     def _plain(self, x: Value) -> Buffer:
@@ -344,7 +349,7 @@ def _fresh(x: Buffer) -> Buffer:
 
 def _reads(op: Matmul | Apply | Combine, x: Buffer) -> bool:
     """Whether the op could not write there, because it may not have read all yet."""
-    return x in (op.out, op.source, getattr(op.source, "x", None))
+    return x in (op.out, buffer_of(op.source))
 
 
 def _last(weight: Tensor) -> str:

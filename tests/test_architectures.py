@@ -45,6 +45,15 @@ def test_config_survives_json(name):
     assert from_json(type(config), json.loads(json.dumps(asdict(config)))) == config
 
 
+def test_config_of_a_file_made_before_fields_were_added():
+    config = architectures.get("llama").Config.tiny()
+    added = ("qkv_bias", "o_bias", "ffn_bias", "layer_types")
+    assert from_json(type(config), {key: value for key, value in asdict(config).items() if key not in added}) == config
+    for changed in ({**asdict(config), "new": 1}, {k: v for k, v in asdict(config).items() if k != "n_heads"}):
+        with pytest.raises(CheckpointError, match=r"expected \[.*'n_heads'.*another version of edgellm"):
+            from_json(type(config), changed)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fmt", quant.names())
 def test_shape_and_finiteness_in_every_format(name, fmt):

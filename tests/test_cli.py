@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import BUNDLED, shared
 
+from edgellm import architectures
 from edgellm.commands import generate
 from edgellm.options import SamplingOption
 from edgellm.sampling import SamplingParams
@@ -237,6 +238,12 @@ def test_convert_pull_list_rm(tmp_path):
     assert edgellm("rm", "tiny", home=home).stdout == "Deleted tiny.\n"
     assert "tiny" not in edgellm("list", home=home).stdout
     edgellm("rm", "tiny", home=home, code=6)
+
+
+def test_readme_has_the_table_of_architectures():
+    table = re.search(r"<!-- edgellm list --architectures -->\n(.*?)<!-- end -->", README, re.DOTALL)[1]
+    assert table == edgellm("list", "--architectures").stdout
+    assert re.findall(r"^\| (\w+) +\|", table, re.MULTILINE) == ["architecture", *architectures.names()]
 
 
 def test_a_gguf_is_converted_once(tmp_path):

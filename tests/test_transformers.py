@@ -3,11 +3,10 @@
 tests/golden/transformers_cases.py has made what is expected, and says how.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import safetensors.numpy
+from transformers_cases import CASES, IDS, N_GREEDY, N_PROMPT, expected, weights, write_folder
 
 from edgellm import architectures
 from edgellm.api import Model
@@ -15,9 +14,6 @@ from edgellm.config import template
 from edgellm.converters import convert
 from edgellm.converters.naming import parts
 from edgellm.loading import open_model
-
-sys.path.insert(0, str(Path(__file__).parent / "golden"))
-from transformers_cases import CASES, IDS, N_GREEDY, N_PROMPT, expected, write_folder
 
 EXPECTED = expected()
 
@@ -61,3 +57,21 @@ def test_cases_use_every_name(converted):
     assert {config["model_type"] for config in CASES.values()} == set(architecture_names)
     for name in architecture_names:
         assert set(architectures.get(name).HF_NAMES.items()) <= used, name
+
+
+@pytest.mark.parametrize(("case", "base", "layer"), [("gpt2-tied-gelu", "transformer", "h.0.attn"),
+                                                     ("gpt-neox", "gpt_neox", "layers.0.attention")])  # fmt: skip
+def test_old_checkpoints_lack_the_first_word_and_hold_masks(tmp_path, converted, case, base, layer):
+    """As those that were published with GPT-2 and Pythia do."""
+    config, shapes = EXPECTED[case]["config"], EXPECTED[case]["shapes"]
+    write_folder(tmp_path, config, shapes)
+    tensors = {name.removeprefix(f"{base}."): values for name, values in weights(shapes).items()}
+    masks = {f"{layer}.bias": np.ones((1, 1, 4, 4), bool), f"{layer}.masked_bias": np.array(-1e9, np.float32)}
+    safetensors.numpy.save_file(tensors | masks, tmp_path / "model.safetensors")
+    convert(tmp_path, tmp_path / "m.edge", format="f32", progress=False)
+    first, second = open_model(tmp_path / "m.edge").file, open_model(converted(case)).file
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        np.testing.assert_array_equal(tensor.data, second.tensors[name].data)
+    first.close()
+    second.close()

@@ -2,6 +2,8 @@
 
 An architecture module has
 
+    MODELS        the models it runs, in words
+    VERIFIED      models whose trained weights were compared with another runtime, if any; random weights always are
     Config        a frozen dataclass with from_hf(config.json), from_gguf(metadata) and tiny()
     HF_NAMES      our tensor name -> the checkpoint's, or Stored; "{}" stands for the layer, a second for the expert
     GGUF_NAMES    the same for GGUF
@@ -67,6 +69,7 @@ class Config(Protocol):
 
 
 class Architecture(Protocol):
+    MODELS: str
     Config: Any
     HF_NAMES: Mapping[str, str | Stored]
     GGUF_NAMES: Mapping[str, str | Stored]
@@ -99,3 +102,15 @@ def named_in_gguf(name: str) -> str:
     if name in names():
         return name
     return next((ours for ours in names() if getattr(get(ours), "GGUF_ARCHITECTURE", ours) == name), name)
+
+
+def described() -> list[tuple[str, str, str, str]]:
+    """Of every architecture its name, the models it runs, the weights it was verified with, where it is read from."""
+    return [_described(name, get(name)) for name in names()]
+
+
+def _described(name: str, architecture: Architecture) -> tuple[str, str, str, str]:
+    verified = (*getattr(architecture, "VERIFIED", ()), "random weights")
+    in_gguf = getattr(architecture, "GGUF_ARCHITECTURE", name)
+    sources = f"Hugging Face, GGUF{'' if in_gguf == name else f' ({in_gguf})'}"
+    return name, architecture.MODELS, ", ".join(verified), sources

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgellm.architectures import Stored, llama
 from edgellm.architectures.llama import FULL, SLIDING, STACKED, caches, pairs, windows_from_hf
-from edgellm.config import integer, number
+from edgellm.config import integer, number, require
 from edgellm.errors import UnsupportedError
 from edgellm.ops import Ops, X
 from edgellm.rope import attention_factor, frequencies
@@ -16,6 +16,8 @@ from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+MODELS = "Gemma 2"
 
 __all__ = ["STACKED", "Config", "caches", "pairs"]
 
@@ -57,8 +59,7 @@ class Config(llama.Config):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        if config.get("use_bidirectional_attention"):
-            raise UnsupportedError("config has use_bidirectional_attention; this version has causal attention")
+        require(config, "use_bidirectional_attention", False)
         made = super().from_hf({"tie_word_embeddings": True, "head_dim": 256, **config})
         every = integer(config, "sliding_window_pattern", cls.WINDOWS_IN_TURNS)
         return replace(

@@ -19,6 +19,9 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Gemma 3 (text)"
+VERIFIED = ("Gemma 3 270M",)
+
 __all__ = ["STACKED", "Config", "caches", "pairs"]
 
 HF_NAMES = {
@@ -37,6 +40,16 @@ GGUF_NAMES = {
 
 GGUF_INTERLEAVED = ()
 
+USUAL = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+    "rope_theta": 1e6,
+}
+"""What a config.json leaves out where it is a part of a larger model's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(gemma2.Config):
@@ -54,7 +67,7 @@ class Config(gemma2.Config):
         }
         far, near = (rope.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
         one_of(near, "rope_type", ["default"], "default")
-        made = super().from_hf({"rope_theta": 1e6, **config, "rope_parameters": far})
+        made = super().from_hf({**USUAL, **config, "rope_parameters": far})
         return replace(made, local_rope_theta=number(near, "rope_theta", 1e4))
 
     @classmethod

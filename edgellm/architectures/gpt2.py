@@ -15,6 +15,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "GPT-2, Cerebras-GPT"
+
 QKV = ("layers.{}.q", "layers.{}.k", "layers.{}.v")
 QKV_BIAS = ("layers.{}.q_bias", "layers.{}.k_bias", "layers.{}.v_bias")
 

@@ -17,6 +17,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "GPT-NeoX, Pythia"
+
 HF_NAMES: dict[str, str | Stored] = {
     "embed": "gpt_neox.embed_in.weight",
     "layers.{}.attn_norm": "gpt_neox.layers.{}.input_layernorm.weight",

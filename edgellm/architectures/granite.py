@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
 from edgellm.architectures.llama import GGUF_INTERLEAVED, GGUF_NAMES, HF_NAMES, STACKED, caches, pairs, shapes
-from edgellm.config import number
-from edgellm.errors import UnsupportedError
+from edgellm.config import number, require
 from edgellm.ops import Ops, X
 from edgellm.rope import attention_factor, frequencies
 from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+MODELS = "Granite 3"
 
 __all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "pairs", "shapes"]
 
@@ -40,8 +41,7 @@ class Config(llama.Config):
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
-        if metadata.get("rope.scaling.finetuned") is False:
-            raise UnsupportedError("config has rope.scaling.finetuned = false; this architecture turns by position")
+        require(metadata, "rope.scaling.finetuned", True)  # false: no RoPE
         made = super().from_gguf(metadata)
         return replace(
             made,

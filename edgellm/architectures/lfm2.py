@@ -16,6 +16,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "LFM2"
+
 HF_NAMES = {
     "embed": "model.embed_tokens.weight",
     "layers.{}.operator_norm": "model.layers.{}.operator_norm.weight",

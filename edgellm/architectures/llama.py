@@ -16,6 +16,9 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Llama 1 to 3, SmolLM2, TinyLlama"
+VERIFIED = ("SmolLM2 135M", "stories260K")
+
 HF_NAMES = {
     "embed": "model.embed_tokens.weight",
     "layers.{}.attn_norm": "model.layers.{}.input_layernorm.weight",
@@ -104,7 +107,8 @@ class Config(DecoderConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        one_of(config, "hidden_activation" if "hidden_activation" in config else "hidden_act", [cls.ACTIVATION], "silu")
+        key = "hidden_activation" if "hidden_activation" in config else "hidden_act"
+        one_of(config, key, [cls.ACTIVATION], cls.ACTIVATION)
         bias = truth(config, "attention_bias", False)
         return cls(
             **sizes_from_hf(config),
@@ -153,8 +157,8 @@ class Config(DecoderConfig):
 def windows_from_hf(config: Mapping[str, Any], layer_types: list[str]) -> dict[str, Any]:
     """The fields of a Config for windows; `layer_types` if config.json does not list them."""
     kinds = config.get("layer_types") or layer_types
-    window = integer(config, "sliding_window") if SLIDING in kinds else None
-    return {"sliding_window": window, "layer_types": kinds}
+    windowed = isinstance(kinds, list) and SLIDING in kinds
+    return {"sliding_window": integer(config, "sliding_window") if windowed else None, "layer_types": kinds}
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -24,6 +24,9 @@ from edgellm.architectures.llama import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Ministral 8B"
+GGUF_ARCHITECTURE = "llama"
+
 __all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
 
 

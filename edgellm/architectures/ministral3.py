@@ -17,6 +17,8 @@ from edgellm.rope import TRAINED
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Ministral 3"
+
 __all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
 
 GGUF_ARCHITECTURE = "mistral3"

@@ -13,6 +13,9 @@ from edgellm.config import integer
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Mistral 7B"
+GGUF_ARCHITECTURE = "llama"
+
 __all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
 
 

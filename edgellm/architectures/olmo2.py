@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
 from edgellm.architectures.llama import STACKED, caches, pairs
+from edgellm.config import require
 from edgellm.errors import UnsupportedError
 from edgellm.ops import Ops, X
 from edgellm.rope import attention_factor, frequencies
@@ -18,6 +19,8 @@ from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+MODELS = "OLMo 2"
 
 __all__ = ["STACKED", "Config", "caches", "pairs"]
 
@@ -49,8 +52,7 @@ class Config(llama.Config):
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
-        if metadata.get("attention.sliding_window"):
-            raise UnsupportedError("config has attention.sliding_window, as OLMo 3; this architecture is OLMo 2")
+        require(metadata, "attention.sliding_window", 0)  # OLMo 3 has one
         return super().from_gguf(metadata)
 
 

@@ -17,6 +17,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "OLMoE"
+
 HF_NAMES = {
     "embed": "model.embed_tokens.weight",
     "layers.{}.attn_norm": "model.layers.{}.input_layernorm.weight",

@@ -20,6 +20,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Phi-3, Phi-3.5, Phi-4"
+
 __all__ = ["STACKED", "Config", "caches", "shapes"]
 
 QKV = ("layers.{}.q", "layers.{}.k", "layers.{}.v")

@@ -24,6 +24,8 @@ from edgellm.config import integer, truth
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Qwen 2, Qwen 2.5"
+
 __all__ = ["GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
 
 GGUF_INTERLEAVED = ()

@@ -16,6 +16,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Qwen 3"
+
 __all__ = ["STACKED", "Config", "caches", "pairs"]
 
 HF_NAMES = {

@@ -22,6 +22,8 @@ from edgellm.config import integer, require
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "Qwen 3 mixtures of experts"
+
 __all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
 
 GGUF_ARCHITECTURE = "qwen3moe"

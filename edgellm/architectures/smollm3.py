@@ -28,6 +28,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "SmolLM3"
+
 __all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "pairs", "shapes"]
 
 
@@ -41,7 +43,7 @@ class Config(llama.Config):
         if self.rope_layers is not None and not (
             isinstance(self.rope_layers, list)
             and len(self.rope_layers) == self.n_layers
-            and set(self.rope_layers) <= {0, 1}
+            and all(turned in (0, 1) for turned in self.rope_layers)
         ):
             raise CheckpointError(
                 f"config has the rope layers {self.rope_layers!r:.200}; expected 0 or 1 for each of {self.n_layers}"
@@ -50,12 +52,11 @@ class Config(llama.Config):
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
         made = super().from_hf({"tie_word_embeddings": True, **config})
-        turned = config.get("no_rope_layers")
-        if turned is None:
-            turned = every_but(integer(config, "no_rope_layer_interval", 4), made.n_layers)
+        interval = integer(config, "no_rope_layer_interval", 4)
+        made = replace(made, rope_layers=config.get("no_rope_layers") or every_but(interval, made.n_layers))
         used = truth(config, "use_sliding_window", False)
-        kinds = [SLIDING if used and not turns else FULL for turns in turned]
-        return replace(made, rope_layers=turned, **windows_from_hf(config, kinds))
+        kinds = [SLIDING if used and not turned else FULL for turned in made.rope_layers or ()]
+        return replace(made, **windows_from_hf(config, kinds))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:

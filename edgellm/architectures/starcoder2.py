@@ -16,6 +16,8 @@ from edgellm.tensor import Weights
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MODELS = "StarCoder 2"
+
 HF_NAMES = {
     "embed": "model.embed_tokens.weight",
     "layers.{}.attn_norm": "model.layers.{}.input_layernorm.weight",

@@ -41,6 +41,7 @@ from edgellm.plan import (
     ShortConv,
     Source,
     Turned,
+    buffer_of,
     record,
 )
 from edgellm.step import Step
@@ -358,7 +359,7 @@ class _Lowering:
 
     def _read(self, source: Source) -> dict[str, Any]:
         """Where rows come from, and what becomes of them first."""
-        at, stride = self._memory.place(source if isinstance(source, Buffer) else source.x)
+        at, stride = self._memory.place(buffer_of(source))
         fields: dict[str, Any] = {"SOURCE": at, "SOURCE_STRIDE": stride}
         if isinstance(source, Normed):
             fields["PROLOGUE"] = layout.LAYER_NORM if source.centred else layout.RMS_NORM
@@ -468,10 +469,9 @@ class _Lowering:
         }  # fmt: skip
 
     def _expert_matmul(self, op: ExpertMatmul) -> Iterator[dict[str, Any]]:
-        source = op.source if isinstance(op.source, Buffer) else op.source.x
         fields = {
             **self._product(op.weights[0], op.source), **self._write(op.out), **self._route(op.route), "BARRIER": 1,
-            "WEIGHT": address(self._memory.addresses(op)), "SPREADS": source.times == 1,
+            "WEIGHT": address(self._memory.addresses(op)), "SPREADS": buffer_of(op.source).times == 1,
         }  # fmt: skip
         yield {**fields, "OP": self._kernels.op(expert_prepare)}
         yield {**fields, "OP": self._kernels.op(expert_matmul)}

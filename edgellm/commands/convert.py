@@ -69,4 +69,6 @@ def print_report(report: Report) -> None:
             f"{total.max_error:.2e}",
         )
     )
+    for part, count in report.left_out.items():
+        click.echo(f"left out: {part}, {count} tensors: edgellm runs the text model")
     click.echo(f"{report.target}: {report.architecture}, {report.recipe}, {report.seconds:.1f} s")

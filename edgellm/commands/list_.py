@@ -8,8 +8,12 @@ from edgellm.options import size_text
 
 
 @click.command(name="list")
-def command() -> None:
+@click.option("--architectures", "of_architectures", is_flag=True, help="List the kinds of models that run, instead.")
+def command(of_architectures: bool) -> None:
     """List the models that are here, and the known ones that can be fetched."""
+    if of_architectures:
+        click.echo("\n".join(architectures_table()))
+        return
     from edgellm import catalog, store
 
     known = catalog.entries()
@@ -17,3 +21,13 @@ def command() -> None:
         path, entry = store.location(name), known.get(name)
         size = size_text(path.stat().st_size) if path else f"({size_text(entry.size or 0)} to fetch)" if entry else ""
         click.echo(f"{name:<20}{size:>22}  {f'{entry.description} [{entry.license}]' if entry else ''}".rstrip())
+
+
+def architectures_table() -> list[str]:
+    """Lines of a table as Markdown has it, which is README's too."""
+    from edgellm import architectures
+
+    rows = [("architecture", "models", "verified with", "read from"), *architectures.described()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
+    return [lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]]
