@@ -175,7 +175,13 @@ def _finish(
     )
     _frame(tokenizer, _framing("BOS", pieces, bos_id, add_bos), _framing("EOS", pieces, eos_id, add_eos))
     ends = {pieces[id]: id for id in special if pieces[id] in END_OF_TURN}
-    return TokenizerSource(tokenizer.to_str().encode(), len(pieces), bos_id, _distinct((eos_id, *ends.values())))
+    return TokenizerSource(
+        tokenizer.to_str().encode(),
+        len(pieces),
+        bos_id,
+        _distinct((eos_id, *ends.values())),
+        type(tokenizer.model).__name__,
+    )
 
 
 def _added(text: str, rstrip: bool) -> AddedToken:
