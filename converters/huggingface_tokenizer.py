@@ -1,15 +1,22 @@
-"""The tokenizer of a Hugging Face folder: tokenizer.json, and what the configs say of its tokens."""
+"""The tokenizer of a Hugging Face folder: tokenizer.json or tokenizer.model, and what the configs say of its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.errors import CheckpointError, UnsupportedError
 
 from .checkpoint import END_OF_TURN, TokenizerSource
-from .json_file import parse_object, read_whole
+from .gguf_tokenizer import BYTE, CONTROL, UNKNOWN, USER_DEFINED
+from .json_file import parse_object, read_object, read_whole
+from .sentencepiece import Piece, SentencePieceModel, read_sentencepiece, tokenizer_from_sentencepiece
+
+FILES = ("tokenizer.json", "tokenizer.model")
+"""In the order of preference."""
 
 
 def read_tokenizer(folder: Path, settings: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> TokenizerSource:
@@ -17,13 +24,15 @@ def read_tokenizer(folder: Path, settings: Mapping[str, Any], configs: Sequence[
 
     Raises CheckpointError, UnsupportedError.
     """
-    path = folder / "tokenizer.json"
-    if not path.exists() and (folder / "tokenizer.model").exists():
-        raise UnsupportedError(
-            f"{folder} has a tokenizer.model and no tokenizer.json; expected the latter: save it "
-            "with transformers' AutoTokenizer, or use a GGUF file of the model"
-        )
-    text = read_whole(path)
+    path = next((path for name in FILES if (path := folder / name).exists()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} has no {' and no '.join(FILES)}; expected one of them: fetch the model again")
+    if path.suffix == ".model":
+        model = read_sentencepiece(path)
+        settings = {"bos_token": model.bos, "eos_token": model.eos, **settings}
+        text = _made_of(folder, model, settings)
+    else:
+        text = read_whole(path)
     content = parse_object(path, text)
     ids = _token_ids(path, content)
     n_tokens = max(ids.values(), default=-1) + 1
@@ -81,8 +90,8 @@ def _token_ids(path: Path, tokenizer: Mapping[str, Any]) -> dict[str, int]:
 
 def _named(ids: Mapping[str, int], tokens: Iterable[Any]) -> list[int]:
     """Ids of the tokens that are in the vocabulary; a token is its text, or an object with its `content`."""
-    texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]
-    return [ids[text] for text in texts if isinstance(text, str) and text in ids]
+    texts = map(_content, tokens)
+    return [ids[text] for text in texts if text is not None and text in ids]
 
 
 def _numbers(configs: Iterable[Mapping[str, Any]], key: str) -> list[int]:
@@ -91,3 +100,88 @@ def _numbers(configs: Iterable[Mapping[str, Any]], key: str) -> list[int]:
     return [
         number for value in values for number in (value if isinstance(value, list) else [value]) if type(number) is int
     ]
+
+
+# SentencePiece.
+
+
+class _Added(NamedTuple):
+    """A token that was given to the model after its training, or one of its pieces that counts as a whole since."""
+
+    id: int
+    text: str
+    type: int
+    rstrip: bool
+
+
+def _made_of(folder: Path, model: SentencePieceModel, settings: Mapping[str, Any]) -> bytes:
+    """The tokenizer.json of a model with the tokens that were added to it."""
+    pieces, added = list(model.pieces), _added(folder, settings)
+    for token in added:
+        if token.id == len(pieces):
+            pieces.append(Piece(token.text, type=token.type))
+        elif token.id > len(pieces) or pieces[token.id].text != token.text:
+            expected = f"{pieces[token.id].text!r} there" if token.id < len(pieces) else f"{len(pieces)}, the next"
+            raise CheckpointError(f"{folder} adds {token.text!r} as token {token.id}; expected {expected}")
+        elif pieces[token.id].type not in (UNKNOWN, BYTE):
+            pieces[token.id] = replace(pieces[token.id], type=token.type)
+    texts, n_own = {piece.text for piece in pieces}, len(model.pieces)
+    bos, eos = (_text_in(texts, settings.get(key)) for key in ("bos_token", "eos_token"))
+    return tokenizer_from_sentencepiece(
+        replace(model, pieces=tuple(pieces[:n_own])),
+        pieces[n_own:],
+        bos=bos,
+        eos=eos,
+        add_bos=bos is not None and _flag(folder, settings, "add_bos_token", True),
+        add_eos=eos is not None and _flag(folder, settings, "add_eos_token", False),
+        rstrip={token.text for token in added if token.rstrip},
+    ).json
+
+
+def _added(folder: Path, settings: Mapping[str, Any]) -> list[_Added]:
+    """By id, from added_tokens.json, which old folders have, and from tokenizer_config.json."""
+    named, more = (
+        [settings[key] for key in settings if key.endswith("_token")],
+        settings.get("additional_special_tokens"),
+    )
+    special = {_content(token) for token in (*named, *(more if isinstance(more, list) else []))}
+    old, new = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    entries = {
+        str(id): {"content": text, "special": text in special} for text, id in read_object(old, optional=True).items()
+    }
+    decoder = settings.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise CheckpointError(f"{new} has a {type(decoder).__name__} as added_tokens_decoder; expected an object")
+    return sorted(_checked(folder, id, entry) for id, entry in (entries | decoder).items())
+
+
+def _checked(folder: Path, id: str, entry: Any) -> _Added:
+    text = _content(entry)
+    if not re.fullmatch(r"\d{1,9}", id, re.ASCII) or not isinstance(entry, dict) or not text:
+        raise CheckpointError(f"{folder} adds the token {str(entry)[:80]} as {id[:20]!r}; expected its text, and an id")
+    if entry.get("lstrip") or entry.get("single_word"):
+        raise UnsupportedError(
+            f"{folder} adds the token {text!r} with lstrip or single_word; this version has neither for SentencePiece: "
+            "save the tokenizer as tokenizer.json with transformers"
+        )
+    return _Added(int(id), text, CONTROL if entry.get("special") else USER_DEFINED, bool(entry.get("rstrip")))
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token, which is a string or an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _text_in(texts: Collection[str], token: Any) -> str | None:
+    text = _content(token)
+    return text if text in texts else None
+
+
+def _flag(folder: Path, settings: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(
+            f"tokenizer_config.json in {folder} has {key} = {str(value)[:80]!r}; expected true or false"
+        )
+    return default if value is None else value

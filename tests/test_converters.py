@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.numpy
+import sentencepiece_models
 import torch_pickles
 from conftest import shared
 
@@ -21,12 +22,13 @@ from edgellm.api import Model
 from edgellm.backends.reference import matrix
 from edgellm.converters import FORMATS, convert, read
 from edgellm.converters.blocks import decode_rows
+from edgellm.converters.gguf import GGUFFile
 from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError, UnsupportedError
 from edgellm.loading import open_model
 
 SOURCES = [
     "stories260K.bin", "hf", "gguf/stories260K-F32.gguf", "hf/model.safetensors", "weights.npz", "weights.pt",
-    "old.pth", "shards",
+    "old.pth", "shards", "tokenizer.model",
 ]  # fmt: skip
 
 
@@ -45,7 +47,7 @@ def stories_source(tmp_path_factory):
 def _made(there, folder, name):
     if (folder / name).exists():
         return folder / name
-    for target in (folder, folder / "shards"):
+    for target in (folder, folder / "shards", folder / "tokenizer.model"):
         target.mkdir(exist_ok=True)
         for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             shutil.copyfile(there / "hf" / file, target / file)
@@ -59,6 +61,11 @@ def _made(there, folder, name):
         torch_pickles.save(folder / "shards" / file, {key: tensors[key] for key in part}, legacy="00001" in file)
     places = {key: file for file, part in shards.items() for key in part}
     (folder / "shards" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    spm = folder / "tokenizer.model"
+    (spm / "tokenizer.json").unlink()
+    metadata = GGUFFile(there / "gguf" / "stories260K-F32.gguf").metadata
+    (spm / "tokenizer.model").write_bytes(sentencepiece_models.of_gguf(metadata))
+    shutil.copyfile(there / "hf" / "model.safetensors", spm / "model.safetensors")
     return folder / name
 
 
