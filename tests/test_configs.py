@@ -77,6 +77,9 @@ BAD = [
     ("gemma2", {"attn_logit_softcapping": -1.0}, CheckpointError, "attention_softcap = -1.0"),
     ("gemma3_text", {"rope_parameters": {"sliding_attention": DYNAMIC}}, UnsupportedError, "'dynamic'"),
     ("olmo2", {"attention_bias": True}, UnsupportedError, "config has biases"),
+    ("exaone4", {"attention_bias": True}, UnsupportedError, "config has biases"),
+    ("exaone4", {"sliding_window": 0}, CheckpointError, "sliding_window = 0"),
+    ("exaone4", {"layer_types": ["full_attention"]}, CheckpointError, "5 layers, but layer_types"),
     ("granite", {"logits_scaling": 0}, CheckpointError, "logits_scaling = 0"),
 ]
 
