@@ -30,6 +30,7 @@ LOST = {
     "gemma2": {"query_pre_attn_scalar"},
     "gemma3": {"query_pre_attn_scalar"},
     "gemma3-scaled": {"query_pre_attn_scalar", "sliding_window"},
+    "hunyuan-alpha": {"context_length"},
 }
 """Fields that GGUF has no place for, and llama.cpp no knowledge of: it takes what the usual models have."""
 

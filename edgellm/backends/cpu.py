@@ -429,8 +429,8 @@ class _Lowering:
         fields = {
             **self._heads(op.q.x, self._memory.layers[op.layer]), "OP": self._kernels.op(rope_append), "BARRIER": 1,
             "QUERIES": q, "SOURCE_STRIDE": q_stride, "KEYS": k, "TARGET_STRIDE": k_stride,
-            "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q_NORM", "NORM_EPS"),
-            **_head_norm(op.k, "K_NORM", "K_NORM_EPS"),
+            "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q", "NORM_EPS"),
+            **_head_norm(op.k, "K", "K_NORM_EPS"),
         }  # fmt: skip
         if op.angles:
             fields["ANGLES"], fields["ANGLES_STRIDE"] = self._memory.place(op.angles.out)
@@ -483,8 +483,9 @@ class _Lowering:
         }  # fmt: skip
 
 
-def _head_norm(heads: Turned, weight: str, eps: str) -> dict[str, Any]:
-    return {weight: _vector(heads.norm.weight), eps: float(heads.norm.eps)} if heads.norm else {}
+def _head_norm(heads: Turned, which: str, eps: str) -> dict[str, Any]:
+    norm, when = (heads.turned_norm, "TURNED_") if heads.turned_norm else (heads.norm, "")
+    return {f"{which}_{when}NORM": _vector(norm.weight), eps: float(norm.eps)} if norm else {}
 
 
 def _vector(tensor: Tensor | None) -> int:

@@ -75,6 +75,9 @@ CASES = {
     "qwen2-window": {**SIZES, "model_type": "qwen2", "head_dim": 8, "use_sliding_window": True, "sliding_window": 6,
                      "max_window_layers": 1},
     "qwen3": {**SIZES, "model_type": "qwen3", "tie_word_embeddings": True},
+    "hunyuan": {**SIZES, "model_type": "hunyuan_v1_dense", "tie_word_embeddings": True},
+    "hunyuan-alpha": {**SIZES, "model_type": "hunyuan_v1_dense", "attention_bias": True, "rope_parameters": {
+        "rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0, "rope_theta": 1e4}, "max_position_embeddings": 32768},
     "qwen3-biases": {**SIZES, "model_type": "qwen3", "attention_bias": True},
     "smollm3": {**SIZES, "model_type": "smollm3", "num_hidden_layers": 5, "tie_word_embeddings": True},
     "smollm3-window": {**SIZES, "model_type": "smollm3", "no_rope_layers": [0, 1, 0], "use_sliding_window": True,
