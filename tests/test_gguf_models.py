@@ -69,7 +69,7 @@ CHANGES = {
     "gpt_neox": heads_in_turns_to_one_after_the_other,
     "lfm2": without_middle_axis,
     **dict.fromkeys(["llama", "mistral", "ministral3", "smollm3", "granite"], turned),
-    **dict.fromkeys(["gemma2", "gemma3_text"], plus_one),
+    **dict.fromkeys(["gemma", "gemma2", "gemma3_text"], plus_one),
 }
 """What llama.cpp's converter does to values."""
 

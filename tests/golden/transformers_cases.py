@@ -96,6 +96,8 @@ CASES = {
                 "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 0.25},
     "granite-biases": {**SIZES, "model_type": "granite", "head_dim": 8, "attention_bias": True, "mlp_bias": True,
                        "tie_word_embeddings": True, "attention_multiplier": 0.2},
+    "gemma": {**SIZES, "model_type": "gemma", "tie_word_embeddings": True},
+    "gemma-untied": {**SIZES, "model_type": "gemma"},
     "gemma2": {**SIZES, **GEMMA, "model_type": "gemma2", "attn_logit_softcapping": 1.5,
                "final_logit_softcapping": 2.0},
     "gemma3": {**SIZES, **GEMMA, "model_type": "gemma3_text", "num_hidden_layers": 7},
