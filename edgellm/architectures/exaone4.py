@@ -46,6 +46,15 @@ class Config(olmo2.Config):
         return replace(super().tiny(), sliding_window=5, layer_types=[SLIDING, FULL])
 
 
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    if not config.sliding_window:
+        return olmo2.to_gguf(config)
+    windows = [cache.window is not None for cache in caches(config)]
+    said = {"attention.sliding_window": config.sliding_window, "attention.sliding_window_pattern": windows}
+    return olmo2.to_gguf(config) | said
+
+
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     layers = [f"layers.{i}.{name}" for i in range(config.n_layers) for name in ("q_norm", "k_norm")]
     return olmo2.shapes(config) | dict.fromkeys(layers, (config.head_dim,))

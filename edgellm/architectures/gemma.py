@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgellm.architectures import Stored, llama
-from edgellm.architectures.llama import STACKED, caches, pairs, shapes
+from edgellm.architectures.llama import STACKED, caches, pairs, shapes, to_gguf
 from edgellm.config import require
 from edgellm.errors import UnsupportedError
 from edgellm.ops import Ops, X
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MODELS = "Gemma 1, CodeGemma"
 
-__all__ = ["STACKED", "Config", "caches", "pairs", "shapes"]
+__all__ = ["STACKED", "Config", "caches", "pairs", "shapes", "to_gguf"]
 
 HF_NAMES = {
     **{name: theirs for name, theirs in llama.HF_NAMES.items() if "norm" not in name and "bias" not in name},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
-from edgellm.architectures.llama import STACKED, caches, pairs
+from edgellm.architectures.llama import STACKED, caches, pairs, to_gguf
 from edgellm.architectures.qwen3 import shapes
 from edgellm.config import integer, number
 from edgellm.ops import Ops, X
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODELS = "Hunyuan 0.5B to 7B, Hunyuan-MT"
 
-__all__ = ["STACKED", "Config", "caches", "pairs", "shapes"]
+__all__ = ["STACKED", "Config", "caches", "pairs", "shapes", "to_gguf"]
 
 HF_NAMES = {
     **llama.HF_NAMES,
