@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgellm.api import Completion, Piece, Stream
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
 from edgellm.structured.constraint import Grammar, call_grammar
+from edgellm.thoughts import is_thought_open
 from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instructions, style_of
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Chat:
     @property
     def is_thinking(self) -> bool:
         """Whether the template has opened a thought, so that the answer begins within it."""
-        return self._prompt.text.rstrip().endswith("<think>")
+        return is_thought_open(self._prompt.text)
 
     def send(self, text: str, **options: Any) -> Completion:
         """Say something; returns the answer. Takes the options of `stream`."""
@@ -59,17 +61,15 @@ class Chat:
         if role not in ("user", "tool"):
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
-        if not tools or tool_choice == "none":
-            ids = self._prompt.encode(messages)
-            stream = self._model.stream_ids(ids, slot=self._slot, **options)
+        asked = question(self._model, self._prompt, messages, tools, tool_choice)
+        if asked.grammar:
+            if options.get("grammar") is not None:
+                raise ArgumentError("grammar and tool_choice are both given; expected one of them")
+            options["grammar"] = asked.grammar
+        stream = self._model.stream_ids(asked.ids, slot=self._slot, **options)
+        if asked.style is None:
             return Stream(self._remember(stream, messages), stream.completion)
-        style, schemas = style_of(self._model.info.chat_template or ""), checked_tools(tools)
-        if tool_choice != "auto":
-            options["grammar"] = self._call_grammar(style, chosen_schema(schemas, tool_choice, style), options)
-        is_told = self._prompt.render_masked(messages) != self._prompt.render_masked(messages, tools=tools)
-        ids = self._prompt.encode(messages if is_told else _instructed(messages, tools), tools=tools if is_told else ())
-        stream = self._model.stream_ids(ids, slot=self._slot, **options)
-        return Stream(self._with_calls(stream, messages, style, is_told), stream.completion)
+        return Stream(self._with_calls(stream, messages, asked, CallReader(asked.style)), stream.completion)
 
     def _remember(self, stream: Stream, messages: list[dict[str, Any]]) -> Iterator[Piece]:
         answer = stream.completion
@@ -82,16 +82,14 @@ class Chat:
                 self._prompt.answered(answer.text, answer.ids)
 
     def _with_calls(
-        self, stream: Stream, messages: list[dict[str, Any]], style: Style, is_told: bool
+        self, stream: Stream, messages: list[dict[str, Any]], asked: Question, reader: CallReader
     ) -> Iterator[Piece]:
         """The pieces without the text of calls, which come with the last one."""
-        answer, reader = stream.completion, CallReader(style)
-        # Some models have tokens of their own for the signs of a call, which give no text.
-        signs = {id: text for text, id in self._model.tokenizer.special_tokens.items() if text in style.signs}
+        answer = stream.completion
         shown = said = ""
         try:
             for piece in stream:
-                text = signs.get(piece.id, "") + piece.text if piece.id is not None else piece.text
+                text = asked.text(piece)
                 said += text
                 visible = reader.push(text)
                 shown += visible
@@ -105,22 +103,66 @@ class Chat:
         finally:
             stream.close()
             if answer.timings.generated_tokens:
-                self.messages = [*messages, _answer_message(answer, said, is_told)]
+                self.messages = [*messages, _answer_message(answer, said, asked.is_told)]
                 self._prompt.answered(self.messages[-1]["content"], answer.ids)
-
-    def _call_grammar(self, style: Style, schema: dict[str, Any], options: dict[str, Any]) -> Grammar:
-        if options.get("grammar") is not None:
-            raise ArgumentError("grammar and tool_choice are both given; expected one of them")
-        begin, end = (self._as_lark(text) for text in (style.begin, style.end))
-        return call_grammar(schema, begin, end, "tool_choice")
-
-    def _as_lark(self, text: str) -> str:
-        parts = self._model.tokenizer.split_special(text)
-        return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
 
     def close(self) -> None:
         """Give the cache's memory back."""
         self._finalizer()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the end of a chat asks of a model."""
+
+    ids: list[int]
+    style: Style | None = None
+    """In which the answer may have calls; None: there are no tools."""
+    is_told: bool = False
+    """Whether the template has a place for tools."""
+    signs: Mapping[int, str] = field(default_factory=dict)
+    """Of the style's signs those that are tokens of their own, which give no text."""
+    grammar: Grammar | None = None
+    """What the answer must be, if a call is asked for."""
+
+    def text(self, piece: Piece) -> str:
+        """What the model wrote, signs of calls included."""
+        return piece.text if piece.id is None else self.signs.get(piece.id, "") + piece.text
+
+
+def question(
+    model: Model, prompt: ChatPrompt, messages: list[dict[str, Any]], tools: Tools = (), tool_choice: str = "auto"
+) -> Question:
+    """The ids of a chat, and how its answer is read. `tools` and `tool_choice` are those of `Chat.stream`."""
+    style = style_of(model.info.chat_template or "")
+    if not prompt.template.shows_calls:
+        messages = [_said(message, style) for message in messages]
+    if not tools or tool_choice == "none":
+        return Question(prompt.encode(messages))
+    schemas, grammar = checked_tools(tools), None
+    if tool_choice != "auto":
+        begin, end = (_as_lark(model, text) for text in (style.begin, style.end))
+        grammar = call_grammar(chosen_schema(schemas, tool_choice, style), begin, end, "tool_choice")
+    is_told = prompt.render_masked(messages) != prompt.render_masked(messages, tools=tools)
+    ids = prompt.encode(messages if is_told else _instructed(messages, tools), tools=tools if is_told else ())
+    signs = {id: text for text, id in model.tokenizer.special_tokens.items() if text in style.signs}
+    return Question(ids, style, is_told, signs, grammar)
+
+
+def _as_lark(model: Model, text: str) -> str:
+    parts = model.tokenizer.split_special(text)
+    return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
+
+
+def _said(message: dict[str, Any], style: Style) -> dict[str, Any]:
+    """A message whose calls are text, for a template that leaves them out."""
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    calls = [{"name": each["name"], style.arguments: each["arguments"]} for each in functions]
+    said = "\n".join(f"{style.begin}{json.dumps(call)}{style.end}" for call in calls)
+    others = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**others, "content": (message.get("content") or "") + said}
 
 
 def _instructed(messages: list[dict[str, Any]], tools: Tools) -> list[dict[str, Any]]:

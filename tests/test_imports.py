@@ -15,7 +15,7 @@ ROOT = Path(edgellm.__file__).parents[1]
 LAYERS = [
     ["errors", "arrays"],
     ["config", "quant", "home", "footprint"],
-    ["tensor", "rope", "step", "catalog", "shared", "text_stream", "template_sandbox", "bpe", "tasks"],
+    ["tensor", "rope", "step", "catalog", "shared", "text_stream", "template_sandbox", "bpe", "tasks", "thoughts"],
     ["ops", "file", "tokenizer", "download", "isa"],
     ["architectures", "chat_template", "store"],
     ["cache", "loading", "kernels", "plan"],
