@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm import backends, catalog, store
 from edgellm.arrays import F32, I32
 from edgellm.backends import Backend
+from edgellm.banned import Banned
 from edgellm.breakers import breakers
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
@@ -198,6 +199,7 @@ class Model:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         speculate: int = 0,
+        banned_strings: Sequence[str] = (),
         json_schema: JsonSchema | None = None,
         regex: str | None = None,
         choices: Sequence[str] | None = None,
@@ -209,7 +211,8 @@ class Model:
 
         Special tokens written in the prompt count as such. Without `max_tokens` the answer goes on until the model
         ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
-        prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. Raises
+        prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. The answer has
+        none of the `banned_strings`: it goes back to where one began, and on in another way. Raises
         ContextOverflowError before the first piece when they do not fit.
 
         At most one of `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` and `grammar`
@@ -223,6 +226,7 @@ class Model:
             stop=stop,
             ignore_eos=ignore_eos,
             speculate=speculate,
+            banned_strings=banned_strings,
             json_schema=json_schema,
             regex=regex,
             choices=choices,
@@ -275,11 +279,12 @@ class Model:
         return _Request(
             Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids))),
             self._chooser(wish),
-            StopStrings([wish.stop] if isinstance(wish.stop, str) else list(wish.stop)),
+            StopStrings(_texts(wish.stop)),
             TextStream(self.tokenizer, prompt_ids),
             wish.max_tokens,
             () if wish.ignore_eos else self.info.eos_ids,
             Lookup(wish.speculate) if wish.speculate else None,
+            Banned(self.tokenizer, banned) if (banned := _texts(wish.banned_strings)) else None,
         )
 
     def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
@@ -295,6 +300,10 @@ class Model:
         wanted = grammar_for(json_schema=wish.json_schema, regex=wish.regex, choices=wish.choices, grammar=wish.grammar)
         if wanted and wish.ignore_eos:
             raise ArgumentError(f"{wanted.kind} and ignore_eos are both given; an answer ends where it is complete")
+        if wanted and wish.banned_strings:
+            raise ArgumentError(
+                f"{wanted.kind} and banned strings are both given; say in the {wanted.kind} what may come"
+            )
         if not wish.logits_processors and wanted is None:
             return sampler
         constraint = Constraint(self._vocabulary, wanted) if wanted else None
@@ -382,6 +391,7 @@ class _Wish:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     speculate: int = 0
+    banned_strings: Sequence[str] = ()
     json_schema: JsonSchema | None = None
     regex: str | None = None
     choices: Sequence[str] | None = None
@@ -406,13 +416,16 @@ class _Request:
     max_tokens: int | None
     ends: Sequence[int]
     lookup: Lookup | None
+    banned: Banned | None
     started: float = field(default_factory=time.perf_counter)
 
     def pieces(self, slot: Slot) -> Iterator[Piece]:
         """The answer, made in a slot of its own."""
         done = self.completion
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
-        for id in generate(slot, done.prompt_ids, self.sampler, self.max_tokens, self.lookup):
+        for id in generate(
+            slot, done.prompt_ids, self.sampler, self.max_tokens, self.lookup, ends=self.ends, banned=self.banned
+        ):
             shown = self._push(id)
             if shown is None:
                 break
@@ -426,7 +439,12 @@ class _Request:
     def submit(self, scheduler: Scheduler) -> Tokens:
         """The answer's sequence, made beside others; it is to be followed."""
         return scheduler.submit(
-            self.completion.prompt_ids, self.sampler, self.max_tokens, ends=self.ends, lookup=self.lookup
+            self.completion.prompt_ids,
+            self.sampler,
+            self.max_tokens,
+            ends=self.ends,
+            lookup=self.lookup,
+            banned=self.banned,
         )
 
     def follow(self, progress: Progress, scheduler: Scheduler) -> None:
@@ -518,6 +536,10 @@ def allowed_context(asked: int | None, model: int) -> int:
     if not 1 <= asked <= model:
         raise ArgumentError(f"a context of {asked} tokens was asked for; this model allows 1 to {model}")
     return asked
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _params(sampling: dict[str, Any]) -> SamplingParams:

@@ -309,6 +309,7 @@ def restored(settings: dict[str, Any]) -> dict[str, Any]:
 TEXT = (str, type(None))
 OTHERS: dict[str, tuple[type, ...]] = {
     "max_tokens": (int, type(None)), "stop": (list, tuple), "ignore_eos": (bool,), "speculate": (int,),
+    "banned_strings": (list, tuple),
     "json_schema": (dict, bool, *TEXT), "regex": TEXT, "choices": (list, type(None)), "grammar": TEXT,
 }  # fmt: skip
 """Settings that are not SamplingParams', and what they may be."""

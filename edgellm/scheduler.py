@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from edgellm.arrays import Array
 from edgellm.backends import Backend
+from edgellm.banned import Banned
 from edgellm.errors import ArgumentError, EdgeError
 from edgellm.generate import Slot, check_room, common, evaluate
 from edgellm.lookup import Lookup
@@ -54,6 +55,7 @@ class Scheduler:
         *,
         ends: Collection[int] = (),
         lookup: Lookup | None = None,
+        banned: Banned | None = None,
     ) -> Sequence:
         """Let a sequence of at least one id go on, as soon as there is room; raises ContextOverflowError.
 
@@ -61,7 +63,7 @@ class Scheduler:
         """
         check_room(len(ids), max_tokens or 0, self._context_length)
         left = self._context_length - len(ids) if max_tokens is None else max_tokens
-        sequence = Sequence(ids, sampler, left, ends=ends, lookup=lookup)
+        sequence = Sequence(ids, sampler, left, ends=ends, lookup=lookup, banned=banned)
         self._waiting.append(sequence)
         return sequence
 

@@ -20,7 +20,7 @@ LAYERS = [
     ["architectures", "chat_template", "store"],
     ["cache", "loading", "kernels", "plan"],
     ["backends"],
-    ["samplers", "breakers", "lookup"],
+    ["samplers", "breakers", "banned", "lookup"],
     ["sampling"],
     ["structured"],
     ["tools"],
