@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgellm.api import Completion, Model, Piece, Stream, Timings, load
+    from edgellm.answer import Completion, Piece, Stream, Timings
+    from edgellm.api import Model, load
     from edgellm.chat import Chat
     from edgellm.errors import EdgeError
     from edgellm.sampling import SamplingParams
@@ -30,7 +31,16 @@ __all__ = [
     "load",
 ]
 
-_HOMES = {"Chat": "chat", "EdgeError": "errors", "SamplingParams": "sampling", "ToolCall": "tools"}
+_HOMES = {
+    "Chat": "chat",
+    "Completion": "answer",
+    "EdgeError": "errors",
+    "Piece": "answer",
+    "SamplingParams": "sampling",
+    "Stream": "answer",
+    "Timings": "answer",
+    "ToolCall": "tools",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgellm.api import Completion, Piece, Stream
+from edgellm.answer import Completion, Piece, Stream
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
-from edgellm.structured.constraint import Grammar, call_grammar
 from edgellm.thoughts import is_thought_open
 from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instructions, style_of
 
 if TYPE_CHECKING:
     from edgellm.api import Model
+    from edgellm.structured.constraint import Grammar
+    from edgellm.structured.constraint import Grammar
 
 
 class Chat:
@@ -141,6 +142,8 @@ def question(
         return Question(prompt.encode(messages))
     schemas, grammar = checked_tools(tools), None
     if tool_choice != "auto":
+        from edgellm.structured.constraint import call_grammar
+
         begin, end = (_as_lark(model, text) for text in (style.begin, style.end))
         grammar = call_grammar(chosen_schema(schemas, tool_choice, style), begin, end, "tool_choice")
     is_told = prompt.render_masked(messages) != prompt.render_masked(messages, tools=tools)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from edgellm.api import Model, Timings
+    from edgellm.answer import Timings
+    from edgellm.api import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 BIAS = re.compile(r"(\d+)([+-](?:inf|\d+\.?\d*|\.\d+))")

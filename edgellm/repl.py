@@ -25,7 +25,8 @@ from edgellm.sampling import SamplingParams
 from edgellm.screen import Screen, is_rich_terminal
 
 if TYPE_CHECKING:
-    from edgellm.api import Completion, Model, Piece, Timings
+    from edgellm.answer import Completion, Piece, Timings
+    from edgellm.api import Model
     from edgellm.chat import Chat
 
 PROMPT, CONTINUED, QUOTES = ">>> ", "... ", '"""'

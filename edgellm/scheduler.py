@@ -12,7 +12,7 @@ from typing import NamedTuple
 from edgellm.arrays import Array
 from edgellm.backends import Backend
 from edgellm.banned import Banned
-from edgellm.errors import ArgumentError, EdgeError
+from edgellm.errors import ArgumentError
 from edgellm.generate import Slot, check_room, common, evaluate
 from edgellm.lookup import Lookup
 from edgellm.sampling import Chooser
@@ -89,6 +89,12 @@ class Scheduler:
         wanted = [(sequence, n_wanted) for sequence, _, n_wanted in shares if n_wanted]
         return [*done, *self._take(wanted, found)]
 
+    def rest(self) -> None:
+        """Give back the memory of the idle slots but the last one, whose sequence may go on soon."""
+        for slot in self._idle[:-1]:
+            slot.close()
+        del self._idle[:-1]
+
     def close(self) -> None:
         """Give the caches' memory back; what is not at its end is not reported any more."""
         for slot in (*self._slots.values(), *self._idle):
@@ -146,7 +152,7 @@ class Scheduler:
             new: list[int] = []
             try:
                 new = sequence.take(found[at : at + n])
-            except EdgeError as error:
+            except Exception as error:  # of a logits processor, say, which is anybody's code
                 sequence.error, sequence.finish_reason = error, "error"
             at += n
             self._slots[sequence].trim_past(sequence.ids)

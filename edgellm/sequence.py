@@ -9,7 +9,6 @@ import numpy as np
 from edgellm import samplers
 from edgellm.arrays import Array
 from edgellm.banned import Banned
-from edgellm.errors import EdgeError
 from edgellm.lookup import Lookup
 from edgellm.samplers import checked
 from edgellm.sampling import Chooser
@@ -34,7 +33,7 @@ class Sequence:
         self.finish_reason: str | None = "length" if left == 0 else None
         """"stop": the last token is one of `ends`, or nothing can follow it; "length": no more may come; None: it goes
         on. A scheduler says "cancelled", or "error" for what its sampler raised."""
-        self.error: EdgeError | None = None
+        self.error: Exception | None = None
         self.n_cached = 0
         """Tokens of the prompt that a cache held already."""
         self._ends, self._lookup, self._draft = ends, lookup, list[int]()

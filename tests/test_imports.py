@@ -27,6 +27,8 @@ LAYERS = [
     ["sequence"],
     ["generate"],
     ["scheduler"],
+    ["answer"],
+    ["request", "engine"],
     ["api"],
     ["chat", "perplexity", "bench", "session", "screen"],
     ["repl", "evaluation"],
