@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgellm.banned import Banned
 from edgellm.generate import Slot, generate
+from edgellm.logprobs import Logprob
 from edgellm.lookup import Lookup
 from edgellm.sampling import Chooser
 from edgellm.scheduler import Progress, Scheduler
@@ -59,6 +60,10 @@ class Completion:
     timings: Timings
     tool_calls: list[ToolCall] = field(default_factory=list)
     """What the model asks for, in a chat with `tools`; `text` is without them."""
+    logprobs: list[Logprob] = field(default_factory=list)
+    """With `logprobs`: of each of `ids`, and perhaps of the token that ended the answer."""
+    prompt_logprobs: list[Logprob] = field(default_factory=list)
+    """With `prompt_logprobs`: of each of `prompt_ids` but the first, which nothing comes before."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class Answer:
     ends: Sequence[int]
     lookup: Lookup | None
     banned: Banned | None
+    kind: Callable[..., Tokens] = Tokens
+    """Of its sequence."""
     started: float = field(default_factory=time.perf_counter)
 
     def pieces(self, slot: Slot) -> Iterator[Piece]:
@@ -115,7 +122,14 @@ class Answer:
         done = self.completion
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
         for id in generate(
-            slot, done.prompt_ids, self.sampler, self.max_tokens, self.lookup, ends=self.ends, banned=self.banned
+            slot,
+            done.prompt_ids,
+            self.sampler,
+            self.max_tokens,
+            self.lookup,
+            ends=self.ends,
+            banned=self.banned,
+            kind=self.kind,
         ):
             shown = self._push(id)
             if shown is None:
@@ -136,6 +150,7 @@ class Answer:
             ends=self.ends,
             lookup=self.lookup,
             banned=self.banned,
+            kind=self.kind,
         )
 
     def follow(self, progress: Progress, scheduler: Scheduler) -> list[Piece]:

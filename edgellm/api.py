@@ -40,13 +40,21 @@ def load(
     backend: str | None = None,
     context_length: int | None = None,
     n_threads: int | None = None,
+    at_once: int = 16,
 ) -> Model:
     """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
 
     `context_length` is the most tokens of a prompt with its answer; by default the model's, at most 8192. `n_threads`
-    is by default all there are. Raises an EdgeError that says what is wrong and what to do.
+    is by default all there are. Of the answers of `submit_ids`, up to `at_once` are made in a step, each in a cache of
+    its own. Raises an EdgeError that says what is wrong and what to do.
     """
-    return Model(store.resolve(os.fspath(model)), backend=backend, context_length=context_length, n_threads=n_threads)
+    return Model(
+        store.resolve(os.fspath(model)),
+        backend=backend,
+        context_length=context_length,
+        n_threads=n_threads,
+        at_once=at_once,
+    )
 
 
 class Model:
@@ -62,6 +70,7 @@ class Model:
         backend: str | None = None,
         context_length: int | None = None,
         n_threads: int | None = None,
+        at_once: int = 16,
     ) -> None:
         path = Path(path)
         if n_threads is not None and n_threads < 1:
@@ -88,7 +97,7 @@ class Model:
         self._idle: Slot | None = None
         self._lock, self._closed = threading.Lock(), False
         self._answers = Answers(self.tokenizer, config.vocab_size, self.context_length, info.eos_ids)
-        self._engine = Engine(partial(Scheduler, self._backend, self.context_length))
+        self._engine = Engine(partial(Scheduler, self._backend, self.context_length, at_once))
         weakref.finalize(self, self._engine.close)
         try:
             self.footprint.check(available_memory(), self.context_length)
@@ -127,6 +136,8 @@ class Model:
         choices: Sequence[str] | None = None,
         grammar: str | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         **sampling: Any,
     ) -> Stream:
         """Continue a text, piece by piece. `sampling` are the fields of SamplingParams: temperature, top_k...
@@ -141,6 +152,9 @@ class Model:
         (GBNF) says what an answer must be: one that ends by itself is, one that is cut is the beginning of such a one.
         Raises UnsupportedError, before the first piece, for what cannot be kept to. A logits processor is called with
         the ids so far and the (vocab_size,) logits of the next token, and returns logits; they are called in order.
+
+        With `logprobs` the completion has how likely each token was, and that many of the likeliest; `prompt_logprobs`
+        is the same for the prompt, all of which is evaluated then.
         """
         return self.stream_ids(
             self.tokenize(prompt),
@@ -154,6 +168,8 @@ class Model:
             choices=choices,
             grammar=grammar,
             logits_processors=logits_processors,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             **sampling,
         )
 
@@ -165,7 +181,15 @@ class Model:
     def submit_ids(self, prompt_ids: Sequence[int], listener: Listener, **options: Any) -> Job:
         """As `stream_ids`, made by the model's own thread beside its other answers: see edgellm.engine. Returns at
         once; `listener` is called with each piece, and at last with the Completion or the exception."""
-        return self._engine.submit(self._answers.begin(prompt_ids, Request.of(options)), listener)
+        return self.submit(self.begin_ids(prompt_ids, **options), listener)
+
+    def begin_ids(self, prompt_ids: Sequence[int], **options: Any) -> Answer:
+        """What `submit_ids` checks and prepares, for `submit`."""
+        return self._answers.begin(prompt_ids, Request.of(options))
+
+    def submit(self, answer: Answer, listener: Listener) -> Job:
+        """Let an answer that was begun be made."""
+        return self._engine.submit(answer, listener)
 
     def generate_batch(self, prompts: Sequence[str], *, at_once: int = 16, **options: Any) -> list[Completion]:
         """Continue many texts, up to `at_once` of them in each step of the model: what `generate` gives for each.

@@ -17,7 +17,6 @@ from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instr
 if TYPE_CHECKING:
     from edgellm.api import Model
     from edgellm.structured.constraint import Grammar
-    from edgellm.structured.constraint import Grammar
 
 
 class Chat:

@@ -125,6 +125,7 @@ def generate(
     *,
     ends: Collection[int] = (),
     banned: Banned | None = None,
+    kind: Callable[..., Tokens] = Tokens,
 ) -> Iterator[int]:
     """The tokens that follow `prompt`, until one of `ends` comes, the sampler is done, `max_tokens` or the context is
     full; the caller stops earlier if it wants.
@@ -135,8 +136,8 @@ def generate(
     """
     check_room(len(prompt), max_tokens or 0, slot.context_length)
     left = slot.context_length - len(prompt) if max_tokens is None else max_tokens
-    sequence = Tokens(list(prompt), sampler, left, ends=ends, lookup=lookup, banned=banned)
-    slot.reuse(prompt)
+    sequence = kind(list(prompt), sampler, left, ends=ends, lookup=lookup, banned=banned)
+    slot.reuse(sequence.reusable)
     while sequence.finish_reason is None:
         rows, n_wanted = sequence.rows(len(slot.ids), slot.max_rows)
         run = slot.backend.best if sequence.takes_best else slot.backend.run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,10 @@ from edgellm.banned import Banned
 from edgellm.breakers import breakers
 from edgellm.errors import ArgumentError, EdgeError
 from edgellm.generate import check_room
+from edgellm.logprobs import Recorder, Scored
 from edgellm.lookup import Lookup
 from edgellm.sampling import Chooser, Sampler, SamplingParams
+from edgellm.sequence import Sequence as Tokens
 from edgellm.text_stream import StopStrings, TextStream
 from edgellm.tokenizer import Tokenizer
 
@@ -40,6 +42,8 @@ class Request:
     choices: Sequence[str] | None = None
     grammar: str | None = None
     logits_processors: Sequence[LogitsProcessor] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Request:
@@ -61,17 +65,25 @@ class Answers:
         """Raises ArgumentError, UnsupportedError or ContextOverflowError for what cannot be answered."""
         self.check(prompt_ids)
         check_room(len(prompt_ids), request.max_tokens or 0, self._context_length)
-        if request.speculate < 0:
-            raise ArgumentError(f"speculate is {request.speculate}; expected 0 or more tokens")
+        _at_least_0("speculate", request.speculate)
+        done = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
+        sampler = self._chooser(request)
+        if request.logprobs is not None:
+            sampler = Recorder(sampler, _at_least_0("logprobs", request.logprobs), done.logprobs)
+        kind: Callable[..., Tokens] = Tokens
+        if request.prompt_logprobs is not None:
+            n_top = _at_least_0("prompt_logprobs", request.prompt_logprobs)
+            kind = partial(Scored, n_top=n_top, found=done.prompt_logprobs)
         return Answer(
-            Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids))),
-            self._chooser(request),
+            done,
+            sampler,
             StopStrings(_texts(request.stop)),
             TextStream(self._tokenizer, prompt_ids),
             request.max_tokens,
             () if request.ignore_eos else self._ends,
             Lookup(request.speculate) if request.speculate else None,
             Banned(self._tokenizer, banned) if (banned := _texts(request.banned_strings)) else None,
+            kind,
         )
 
     def check(self, ids: Sequence[int]) -> None:
@@ -109,6 +121,12 @@ class Answers:
         if bad := [id for id in params.logit_bias if not 0 <= id < self._vocab_size]:
             raise ArgumentError(f"logit_bias has token id {bad[0]}; expected 0 to {self._vocab_size - 1}")
         return Sampler(params, self._breakers(tuple(params.dry_sequence_breakers)) if params.dry_multiplier else None)
+
+
+def _at_least_0(name: str, n_tokens: int) -> int:
+    if n_tokens < 0:
+        raise ArgumentError(f"{name} is {n_tokens}; expected 0 or more tokens")
+    return n_tokens
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

@@ -40,6 +40,11 @@ class Sequence:
         self._banned, self._n_given = banned, len(prompt)
 
     @property
+    def reusable(self) -> list[int]:
+        """The ids of which a cache may hold all but the last."""
+        return self.ids
+
+    @property
     def takes_best(self) -> bool:
         """The best tokens of the rows suffice; their logits need not be known."""
         return self.sampler.takes_best and not self._excluded()

@@ -25,6 +25,7 @@ LAYERS = [
     ["structured"],
     ["tools"],
     ["sequence"],
+    ["logprobs"],
     ["generate"],
     ["scheduler"],
     ["answer"],
