@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgellm.answer import Completion, Piece, Stream, Timings
     from edgellm.api import Model, load
+    from edgellm.async_stream import AsyncStream
     from edgellm.chat import Chat
     from edgellm.errors import EdgeError
     from edgellm.sampling import SamplingParams
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncStream",
     "Chat",
     "Completion",
     "EdgeError",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncStream": "async_stream",
     "Chat": "chat",
     "Completion": "answer",
     "EdgeError": "errors",

@@ -101,6 +101,21 @@ class Stream(Iterator[Piece]):
         self.close()
 
 
+class Turn:
+    """What is made of an answer's pieces before anybody sees them, and of the answer when it is over: nothing. A chat
+    does more."""
+
+    def show(self, piece: Piece) -> Piece | None:
+        return piece
+
+    def finish(self) -> Piece | None:
+        """What is left at the end of an answer that was not stopped early."""
+        return None
+
+    def remember(self) -> None:
+        """The answer is over, or stopped."""
+
+
 @dataclass
 class Answer:
     """One answer in the making."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgellm import backends, catalog, store
-from edgellm.answer import Answer, Completion, Piece, Stream
+from edgellm.answer import Answer, Completion, Piece, Stream, Turn
 from edgellm.arrays import F32
 from edgellm.backends import Backend
 from edgellm.backends._locked import Locked
@@ -26,6 +26,7 @@ from edgellm.request import Answers, Request
 from edgellm.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from edgellm.async_stream import AsyncStream
     from edgellm.chat import Chat
     from edgellm.structured.constraint import LogitsProcessor
     from edgellm.structured.json_schema import JsonSchema
@@ -177,6 +178,20 @@ class Model:
         """As `stream`, from at least one token id; with `slot` in that slot's cache, without in one that is idle."""
         answer = self._answers.begin(prompt_ids, Request.of(options))
         return Stream(self._pieces(answer, slot), answer.completion)
+
+    async def agenerate(self, prompt: str, **options: Any) -> Completion:
+        """As `generate`, to be awaited; cancelling the task stops the answer at any token. See `astream`."""
+        async with self.astream(prompt, **options) as stream:
+            async for _ in stream:
+                pass
+        return stream.completion
+
+    def astream(self, prompt: str, **options: Any) -> AsyncStream:
+        """As `stream`, for `async for`: the event loop is never blocked, and answers under way at once are made in the
+        same steps. It raises nothing before the first piece is asked for."""
+        from edgellm.async_stream import AsyncStream
+
+        return AsyncStream(lambda: (self.begin_ids(self.tokenize(prompt), **options), Turn()), self.submit)
 
     def submit_ids(self, prompt_ids: Sequence[int], listener: Listener, **options: Any) -> Job:
         """As `stream_ids`, made by the model's own thread beside its other answers: see edgellm.engine. Returns at

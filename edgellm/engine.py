@@ -16,7 +16,7 @@ from edgellm.sequence import Sequence
 
 Event = Piece | Completion | Exception
 """Of one answer: its pieces, and as the last event the completion, or what was raised."""
-Listener = Callable[[Event], None]
+Listener = Callable[[Event], object]
 """Called in the engine's thread, or in the one that cancels. Everybody waits for it: it puts the event into a queue,
 say, and returns. If it raises, its answer is cancelled."""
 
@@ -88,16 +88,21 @@ class Engine:
 
     def _cancel(self, job: Job) -> None:
         with self._changed:
-            self._going.append(job)
-            job.tell(job.answer.completion)
-            self._changed.notify()
+            if not job.is_over:
+                self._going.append(job)
+                job.tell(job.answer.completion)
+                self._changed.notify()
 
     def _work(self) -> None:
         while not self._closed:
             scheduler = self._new_scheduler()
             try:
                 while self._admit(scheduler):
-                    self._tell(scheduler.step(), scheduler)
+                    if scheduler.is_busy:
+                        self._tell(scheduler.step(), scheduler)
+                    else:
+                        scheduler.rest()
+                        self._wait()
             except Exception as error:
                 # Whatever it is, those who wait must hear of it; what comes later begins anew.
                 self._end_all(error)
@@ -105,21 +110,20 @@ class Engine:
                 scheduler.close()
 
     def _admit(self, scheduler: Scheduler) -> bool:
-        """Take in what has come and what has gone, and wait while there is nothing to do; False after `close`."""
+        """Take in what has come and what has gone; False after `close`."""
         with self._changed:
-            while not self._closed:
-                while self._coming:
-                    job = self._coming.popleft()
-                    if not job.is_over:
-                        job.sequence = job.answer.submit(scheduler)
-                        self._under_way[job.sequence] = job
-                while self._going:
-                    self._forget(self._going.popleft(), scheduler)
-                if scheduler.is_busy:
-                    return True
-                scheduler.rest()
-                self._changed.wait()
-            return False
+            while self._coming:
+                job = self._coming.popleft()
+                if not job.is_over:
+                    job.sequence = job.answer.submit(scheduler)
+                    self._under_way[job.sequence] = job
+            while self._going:
+                self._forget(self._going.popleft(), scheduler)
+            return not self._closed
+
+    def _wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._coming or self._going)
 
     def _tell(self, progresses: list[Progress], scheduler: Scheduler) -> None:
         for progress in progresses:

@@ -30,6 +30,7 @@ LAYERS = [
     ["scheduler"],
     ["answer"],
     ["request", "engine"],
+    ["async_stream"],
     ["api"],
     ["chat", "perplexity", "bench", "session", "screen"],
     ["repl", "evaluation"],
