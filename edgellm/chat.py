@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgellm.answer import Completion, Piece, Stream
+from edgellm.answer import Answer, Completion, Piece, Stream, Turn
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
 from edgellm.thoughts import is_thought_open
@@ -16,6 +16,7 @@ from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instr
 
 if TYPE_CHECKING:
     from edgellm.api import Model
+    from edgellm.async_stream import AsyncStream
     from edgellm.structured.constraint import Grammar
 
 
@@ -58,6 +59,35 @@ class Chat:
         results are sent with the role "tool". `tool_choice` is "auto", "none", "required", or the name of a function:
         with the last two the answer is a call, and its arguments are what their schema allows.
         """
+        messages, asked = self._ask(text, role, tools, tool_choice, options)
+        stream = self._model.stream_ids(asked.ids, slot=self._slot, **options)
+        return Stream(_shown(stream, self._turn(messages, asked, stream.completion)), stream.completion)
+
+    async def asend(self, text: str, **options: Any) -> Completion:
+        """As `send`, to be awaited; cancelling the task stops the answer at any token."""
+        async with self.astream(text, **options) as stream:
+            async for _ in stream:
+                pass
+        return stream.completion
+
+    def astream(
+        self, text: str, *, role: str = "user", tools: Tools = (), tool_choice: str = "auto", **options: Any
+    ) -> AsyncStream:
+        """As `stream`, for `async for`: see Model.astream."""
+
+        def begin() -> tuple[Answer, Turn]:
+            messages, asked = self._ask(text, role, tools, tool_choice, options)
+            answer = self._model.begin_ids(asked.ids, **options)
+            return answer, self._turn(messages, asked, answer.completion)
+
+        from edgellm.async_stream import AsyncStream
+
+        return AsyncStream(begin, self._model.submit)
+
+    def _ask(
+        self, text: str, role: str, tools: Tools, tool_choice: str, options: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], Question]:
+        """The messages with a new one, and what they ask; a call that is asked for is put into `options`."""
         if role not in ("user", "tool"):
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
@@ -66,49 +96,73 @@ class Chat:
             if options.get("grammar") is not None:
                 raise ArgumentError("grammar and tool_choice are both given; expected one of them")
             options["grammar"] = asked.grammar
-        stream = self._model.stream_ids(asked.ids, slot=self._slot, **options)
+        return messages, asked
+
+    def _turn(self, messages: list[dict[str, Any]], asked: Question, answer: Completion) -> Turn:
         if asked.style is None:
-            return Stream(self._remember(stream, messages), stream.completion)
-        return Stream(self._with_calls(stream, messages, asked, CallReader(asked.style)), stream.completion)
-
-    def _remember(self, stream: Stream, messages: list[dict[str, Any]]) -> Iterator[Piece]:
-        answer = stream.completion
-        try:
-            yield from stream
-        finally:
-            stream.close()
-            if answer.timings.generated_tokens:
-                self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-                self._prompt.answered(answer.text, answer.ids)
-
-    def _with_calls(
-        self, stream: Stream, messages: list[dict[str, Any]], asked: Question, reader: CallReader
-    ) -> Iterator[Piece]:
-        """The pieces without the text of calls, which come with the last one."""
-        answer = stream.completion
-        shown = said = ""
-        try:
-            for piece in stream:
-                text = asked.text(piece)
-                said += text
-                visible = reader.push(text)
-                shown += visible
-                if piece.id is not None:
-                    yield Piece(visible, piece.id)
-            rest, calls = reader.finish()
-            answer.text, answer.tool_calls = shown + rest, calls
-            if calls and answer.finish_reason == "stop":
-                answer.finish_reason = "tool_calls"
-            yield Piece(rest, None, calls)
-        finally:
-            stream.close()
-            if answer.timings.generated_tokens:
-                self.messages = [*messages, _answer_message(answer, said, asked.is_told)]
-                self._prompt.answered(self.messages[-1]["content"], answer.ids)
+            return _Turn(self, messages, answer)
+        return _TurnWithCalls(self, messages, answer, asked, CallReader(asked.style))
 
     def close(self) -> None:
         """Give the cache's memory back."""
         self._finalizer()
+
+
+def _shown(stream: Stream, turn: Turn) -> Iterator[Piece]:
+    try:
+        for piece in stream:
+            if shown := turn.show(piece):
+                yield shown
+        if last := turn.finish():
+            yield last
+    finally:
+        stream.close()
+        turn.remember()
+
+
+class _Turn(Turn):
+    """An answer that becomes a message of a chat when it has begun."""
+
+    def __init__(self, chat: Chat, messages: list[dict[str, Any]], answer: Completion) -> None:
+        self._chat, self._messages, self._answer = chat, messages, answer
+
+    def remember(self) -> None:
+        if self._answer.timings.generated_tokens:
+            message = self._message()
+            self._chat.messages = [*self._messages, message]
+            self._chat._prompt.answered(message["content"], self._answer.ids)
+
+    def _message(self) -> dict[str, Any]:
+        return {"role": "assistant", "content": self._answer.text}
+
+
+class _TurnWithCalls(_Turn):
+    """The pieces are without the text of calls, which come with the last one."""
+
+    def __init__(
+        self, chat: Chat, messages: list[dict[str, Any]], answer: Completion, asked: Question, reader: CallReader
+    ) -> None:
+        super().__init__(chat, messages, answer)
+        self._asked, self._reader = asked, reader
+        self._visible = self._said = ""
+
+    def show(self, piece: Piece) -> Piece | None:
+        text = self._asked.text(piece)
+        self._said += text
+        visible = self._reader.push(text)
+        self._visible += visible
+        return None if piece.id is None else Piece(visible, piece.id)
+
+    def finish(self) -> Piece:
+        rest, calls = self._reader.finish()
+        answer = self._answer
+        answer.text, answer.tool_calls = self._visible + rest, calls
+        if calls and answer.finish_reason == "stop":
+            answer.finish_reason = "tool_calls"
+        return Piece(rest, None, calls)
+
+    def _message(self) -> dict[str, Any]:
+        return _answer_message(self._answer, self._said, self._asked.is_told)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from conftest import BUNDLED
 
 from edgellm.answer import Answer
 from edgellm.api import Model
+from edgellm.chat_template import ChatTemplate
 from edgellm.engine import Job
 from edgellm.errors import ArgumentError, ContextOverflowError, EdgeError
 from edgellm.generate import Slot
 
 PROMPTS = ["Once upon a time", "One day", "Tom", "Lily saw a", "The dog", "A big", "There was", "She"]
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 OPTIONS = {"max_tokens": 80, "temperature": 0.8, "seed": 7, "ignore_eos": True}
 
 
@@ -208,3 +210,55 @@ def test_a_loop_that_ends_early_stops_its_answers(model):
     asyncio.run(main())
     assert asyncio.run(model.agenerate("Lily", **OPTIONS)).ids == model.generate("Lily", **OPTIONS).ids
     assert not model._engine._under_way
+
+
+@pytest.fixture
+def told(model, monkeypatch):
+    """The model with a chat template."""
+    source = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    monkeypatch.setattr("edgellm.chat.chat_template", lambda model: ChatTemplate(source))
+    return model
+
+
+def test_chats_are_the_same(told):
+    chats, options = [told.chat("Be kind.") for _ in range(3)], {"max_tokens": 30, "seed": 3}
+    expected = [chats[0].send(text, **options) for text in ("Once", "And then")]
+
+    async def main(chat):
+        return [await chat.asend(text, **options) for text in ("Once", "And then")]
+
+    async def both():
+        return await asyncio.gather(*(main(chat) for chat in chats[1:]))
+
+    for chat, made in zip(chats[1:], asyncio.run(both()), strict=True):
+        assert [each.ids for each in made] == [each.ids for each in expected]
+        assert chat.messages == chats[0].messages
+    assert [message["role"] for message in chats[1].messages] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_a_chat_keeps_what_was_said_before_it_was_stopped(told):
+    chat = told.chat()
+
+    async def main():
+        async for _ in (stream := chat.astream("Once", **OPTIONS)):
+            if len(stream.completion.ids) >= 3:
+                break
+        answer = stream.completion
+        del stream
+        return answer
+
+    answer = asyncio.run(main())
+    assert chat.messages[1] == {"role": "assistant", "content": answer.text}
+    with pytest.raises(ArgumentError, match="the role is 'robot'"):
+        asyncio.run(chat.asend("Once", role="robot"))
+    assert len(chat.messages) == 2
+
+
+def test_a_chat_with_tools(told):
+    tool = {"type": "function", "function": {"name": "now", "parameters": NOTHING}}
+    options = {"tools": [tool], "tool_choice": "required", "max_tokens": 200, "seed": 1}
+    chats = [told.chat(), told.chat()]
+    expected, made = chats[0].send("Once", **options), asyncio.run(chats[1].asend("Once", **options))
+    assert made.finish_reason == "tool_calls"
+    assert (made.ids, made.tool_calls) == (expected.ids, expected.tool_calls)
+    assert chats[1].messages == chats[0].messages
