@@ -1,17 +1,21 @@
-"""Beam search against a search written down plainly, and against all answers there are."""
+"""Beam search against a search written down plainly, and against all answers there are, and against transformers."""
 
 import itertools
+import json
 from functools import partial
 
+import beams_cases
 import numpy as np
 import pytest
 import tiny
+import transformers_cases
 from conftest import BUNDLED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.api import Model
 from edgellm.beams import beam_search
+from edgellm.converters import convert
 from edgellm.errors import ArgumentError, BackendError, ContextOverflowError
 from edgellm.generate import Slot
 
@@ -125,6 +129,26 @@ def test_a_narrow_search_is_as_written_down(seed, n_tokens, n_beams, max_tokens,
     assert [tuple(beam.ids) for beam in found] == [ids for ids, _ in expected]
     np.testing.assert_allclose([beam.score(length_penalty) for beam in found], [score for _, score in expected])
     assert all(beam.is_ended == (beam.ids[-1] in ends) for beam in found)
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    """The model of tests/golden/beams_cases.py, in float32."""
+    folder, case = tmp_path_factory.mktemp("beams"), transformers_cases.expected()[beams_cases.MODEL]
+    transformers_cases.write_folder(folder / "model", case["config"], case["shapes"])
+    convert(folder / "model", folder / "model.edge", format="f32", progress=False)
+    with Model(folder / "model.edge", backend="reference", context_length=128) as model:
+        yield model
+
+
+@pytest.mark.parametrize("case", json.loads(beams_cases.GOLDEN.read_text()), ids=str)
+def test_it_finds_what_transformers_finds(random_model, case):
+    prompt = transformers_cases.IDS[: case["n_prompt"]]
+    options = {"ends": case["ends"], "length_penalty": case["length_penalty"]}
+    found = beam_search(random_model.open_slot, prompt, case["beams"], case["max_tokens"], **options)
+    assert [beam.ids for beam in found] == case["answers"]
+    scores = [beam.score(case["length_penalty"]) for beam in found]
+    np.testing.assert_allclose(scores[: len(case["scores"])], case["scores"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "lfm2"])
