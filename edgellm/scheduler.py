@@ -6,12 +6,13 @@ Knows ids alone: no text, no threads. It is for one thread; steps of others on t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from edgellm.arrays import Array
 from edgellm.backends import Backend
-from edgellm.errors import ArgumentError, EdgeError
+from edgellm.banned import Banned
+from edgellm.errors import ArgumentError
 from edgellm.generate import Slot, check_room, common, evaluate
 from edgellm.lookup import Lookup
 from edgellm.sampling import Chooser
@@ -54,6 +55,8 @@ class Scheduler:
         *,
         ends: Collection[int] = (),
         lookup: Lookup | None = None,
+        banned: Banned | None = None,
+        kind: Callable[..., Sequence] = Sequence,
     ) -> Sequence:
         """Let a sequence of at least one id go on, as soon as there is room; raises ContextOverflowError.
 
@@ -61,7 +64,7 @@ class Scheduler:
         """
         check_room(len(ids), max_tokens or 0, self._context_length)
         left = self._context_length - len(ids) if max_tokens is None else max_tokens
-        sequence = Sequence(ids, sampler, left, ends=ends, lookup=lookup)
+        sequence = kind(ids, sampler, left, ends=ends, lookup=lookup, banned=banned)
         self._waiting.append(sequence)
         return sequence
 
@@ -87,6 +90,12 @@ class Scheduler:
         wanted = [(sequence, n_wanted) for sequence, _, n_wanted in shares if n_wanted]
         return [*done, *self._take(wanted, found)]
 
+    def rest(self) -> None:
+        """Give back the memory of the idle slots but the last one, whose sequence may go on soon."""
+        for slot in self._idle[:-1]:
+            slot.close()
+        del self._idle[:-1]
+
     def close(self) -> None:
         """Give the caches' memory back; what is not at its end is not reported any more."""
         for slot in (*self._slots.values(), *self._idle):
@@ -108,25 +117,25 @@ class Scheduler:
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether much of its prompt is just being evaluated for another one."""
-        alike = {other: common(other.ids[:-1], sequence.ids[:-1]) for other in self._slots}
+        alike = {other: common(other.ids[:-1], sequence.reusable[:-1]) for other in self._slots}
         source = max(alike, key=alike.__getitem__, default=None)
-        if source is None or self._slots[source].common(sequence.ids) == alike[source]:
+        if source is None or self._slots[source].common(sequence.reusable) == alike[source]:
             return False
         others = (*(slot for each, slot in self._slots.items() if each is not source), *self._idle)
-        return alike[source] - max((slot.common(sequence.ids) for slot in others), default=0) >= WORTH_WAITING
+        return alike[source] - max((slot.common(sequence.reusable) for slot in others), default=0) >= WORTH_WAITING
 
     def _slot_with_prefix(self, sequence: Sequence) -> Slot:
         """The idle slot that shares most, or a copy of what another one shares."""
-        slot = max(self._idle, key=lambda slot: slot.common(sequence.ids), default=None)
+        slot = max(self._idle, key=lambda slot: slot.common(sequence.reusable), default=None)
         if slot:
             self._idle.remove(slot)
         else:
             slot = Slot(self._backend, self._context_length)
-        other = max(self._slots.values(), key=lambda slot: slot.common(sequence.ids), default=slot)
-        if other.common(sequence.ids) > slot.common(sequence.ids):
-            sequence.n_cached = slot.copy(other, other.common(sequence.ids))
+        other = max(self._slots.values(), key=lambda slot: slot.common(sequence.reusable), default=slot)
+        if other.common(sequence.reusable) > slot.common(sequence.reusable):
+            sequence.n_cached = slot.copy(other, other.common(sequence.reusable))
         else:
-            sequence.n_cached = slot.reuse(sequence.ids)
+            sequence.n_cached = slot.reuse(sequence.reusable)
         return slot
 
     def _share(self) -> Iterator[tuple[Sequence, list[int], int]]:
@@ -144,7 +153,7 @@ class Scheduler:
             new: list[int] = []
             try:
                 new = sequence.take(found[at : at + n])
-            except EdgeError as error:
+            except Exception as error:  # of a logits processor, say, which is anybody's code
                 sequence.error, sequence.finish_reason = error, "error"
             at += n
             self._slots[sequence].trim_past(sequence.ids)

@@ -127,6 +127,8 @@ def test_sampling_options_reach_the_sampler():
     assert said("--temp", 2, "--top-nsigma", 0.01) == greedy
     assert said("--mirostat", 2, "--mirostat-ent", 0.001) == greedy
     assert said("--samplers", "top_k;min_p", "--top-k", 1) == greedy
+    assert "little girl" in greedy
+    assert "little girl" not in said("--temp", 0, "--ban", "little girl")
 
 
 def test_sampling_options_that_are_wrong():
