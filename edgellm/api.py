@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from edgellm import backends, catalog, store
-from edgellm.arrays import F32, I32
+from edgellm import __version__, backends, cache_file, catalog, store
+from edgellm.arrays import F32, I32, Array
 from edgellm.backends import Backend
 from edgellm.breakers import breakers
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
@@ -21,6 +21,7 @@ from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model, open_tokenizer
 from edgellm.lookup import Lookup
+from edgellm.prefix_cache import PrefixCache
 from edgellm.sampling import Chooser, Sampler, SamplingParams
 from edgellm.scheduler import Progress, Scheduler
 from edgellm.sequence import Sequence as Tokens
@@ -119,13 +120,19 @@ def load(
     backend: str | None = None,
     context_length: int | None = None,
     n_threads: int | None = None,
+    cache_bytes: int | None = None,
 ) -> Model:
     """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
 
     `context_length` is the most tokens of a prompt with its answer; by default the model's, at most 8192. `n_threads`
-    is by default all there are. Raises an EdgeError that says what is wrong and what to do.
+    is by default all there are. What recent prompts and answers left in memory is used by those that begin alike: at
+    most `cache_bytes` of it, by default what one full context takes, besides what open chats hold. Raises an EdgeError
+    that says what is wrong and what to do.
     """
-    return Model(store.resolve(os.fspath(model)), backend=backend, context_length=context_length, n_threads=n_threads)
+    return Model(
+        store.resolve(os.fspath(model)), backend=backend, context_length=context_length, n_threads=n_threads,
+        cache_bytes=cache_bytes,
+    )  # fmt: skip
 
 
 class Model:
@@ -141,10 +148,13 @@ class Model:
         backend: str | None = None,
         context_length: int | None = None,
         n_threads: int | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         path = Path(path)
         if n_threads is not None and n_threads < 1:
             raise ArgumentError(f"n_threads is {n_threads}; expected 1 or more")
+        if cache_bytes is not None and cache_bytes < 0:
+            raise ArgumentError(f"cache_bytes is {cache_bytes}; expected 0 or more")
         name = backend or backends.best()
         backend_class = backends.get(name)
         loaded = open_model(path)
@@ -164,8 +174,8 @@ class Model:
         self._backend: Backend = _Locked(
             backend_class(loaded.architecture, config, self._file.tensors, self.context_length, n_threads)
         )
-        self._idle: Slot | None = None
-        self._lock, self._closed = threading.Lock(), False
+        self.prefix_cache = PrefixCache(self._backend, self.context_length, cache_bytes)
+        self._closed = False
         self._breakers = lru_cache(8)(partial(breakers, self.tokenizer))
         try:
             self.footprint.check(available_memory(), self.context_length)
@@ -231,10 +241,11 @@ class Model:
             **sampling,
         )
 
-    def stream_ids(self, prompt_ids: Sequence[int], *, slot: Slot | None = None, **options: Any) -> Stream:
-        """As `stream`, from at least one token id; with `slot` in that slot's cache, without in one that is idle."""
+    def stream_ids(self, prompt_ids: Sequence[int], *, keeper: object = None, **options: Any) -> Stream:
+        """As `stream`, from at least one token id; what the answer leaves in memory stays there for a `keeper`, until
+        that object is gone or released (`prefix_cache.release`)."""
         request = self._request(prompt_ids, _wish(options))
-        return Stream(self._answer(request, slot), request.completion)
+        return Stream(self._answer(request, keeper), request.completion)
 
     def generate_batch(self, prompts: Sequence[str], *, at_once: int = 16, **options: Any) -> list[Completion]:
         """Continue many texts, up to `at_once` of them in each step of the model: what `generate` gives for each.
@@ -257,7 +268,7 @@ class Model:
 
     def _batch(self, requests: list[_Request], at_once: int) -> list[Completion]:
         self._check_open()
-        scheduler = Scheduler(self._backend, self.context_length, at_once)
+        scheduler = Scheduler(self._backend, self.context_length, at_once, self.prefix_cache)
         try:
             under_way = {request.submit(scheduler): request for request in requests}
             while scheduler.is_busy:
@@ -282,13 +293,13 @@ class Model:
             Lookup(wish.speculate) if wish.speculate else None,
         )
 
-    def _answer(self, request: _Request, slot: Slot | None) -> Iterator[Piece]:
-        used = slot or self._borrow()
+    def _answer(self, request: _Request, keeper: object) -> Iterator[Piece]:
+        self._check_open()
+        slot = self.prefix_cache.take(request.completion.prompt_ids, keeper)
         try:
-            yield from request.pieces(used)
+            yield from request.pieces(slot)
         finally:
-            if slot is None:
-                self._give_back(used)
+            self.prefix_cache.put(slot, keeper)
 
     def _chooser(self, wish: _Wish) -> Chooser:
         sampler = self._sampler(wish.params)
@@ -309,20 +320,45 @@ class Model:
             raise ArgumentError(f"logit_bias has token id {bad[0]}; expected 0 to {self.config.vocab_size - 1}")
         return Sampler(params, self._breakers(tuple(params.dry_sequence_breakers)) if params.dry_multiplier else None)
 
-    def _borrow(self) -> Slot:
-        """The idle slot, which holds the last answer's tokens, or a new one."""
-        with self._lock:
-            idle, self._idle = self._idle, None
-        return idle or self.open_slot()
+    def save_cache(
+        self, path: str | os.PathLike[str], *, keeper: object = None, extra: Mapping[str, Any] | None = None
+    ) -> int:
+        """Write what the last answer, or that of a `keeper`, left in memory, to a file for `load_cache`: those tokens
+        need not be evaluated again. Returns how many there are.
 
-    def _give_back(self, slot: Slot) -> None:
-        with self._lock:
-            unused, self._idle = self._idle, slot
-        if unused:
-            unused.close()
+        `extra`, which JSON can hold, is kept too. Raises ArgumentError if there is nothing, or it cannot be written.
+        """
+        with self.prefix_cache.latest(keeper) as slot:
+            if slot is None or not slot.ids:
+                raise ArgumentError(f"nothing is there that {path} could keep; make an answer first")
+            cache_file.write(Path(path), self._bound_to, slot, extra or {})
+            return len(slot.ids)
+
+    def load_cache(self, path: str | os.PathLike[str], *, keeper: object = None) -> cache_file.Saved:
+        """Read what `save_cache` wrote, for prompts that begin so.
+
+        Raises ArgumentError for a file that is damaged, or was written with another model, backend or context length.
+        """
+        saved = cache_file.read(Path(path), self._bound_to, self.config.vocab_size)
+        slot = self.open_slot()
+        try:
+            cache_file.restore(Path(path), saved, slot)
+        except BaseException:
+            slot.close()
+            raise
+        self.prefix_cache.put(slot, keeper)
+        return saved
+
+    @cached_property
+    def _bound_to(self) -> dict[str, Any]:
+        """What a cache is good for."""
+        return {
+            "fingerprint": self.fingerprint, "backend": self.backend_name, "layout": self._backend.CACHE_LAYOUT,
+            "edgellm": __version__, "context_length": self.context_length,
+        }  # fmt: skip
 
     def open_slot(self) -> Slot:
-        """A slot of one's own, for a conversation that keeps its cache; raises EdgeError after `close`."""
+        """A slot of one's own; raises EdgeError after `close`."""
         self._check_open()
         return Slot(self._backend, self.context_length)
 
@@ -350,7 +386,8 @@ class Model:
         return self.tokenizer.decode(ids)
 
     def close(self) -> None:
-        self._closed, self._idle = True, None
+        self._closed = True
+        self.prefix_cache.close()
         self._backend.close()
         self._file.close()
 
@@ -481,6 +518,7 @@ class _Locked:
     def __init__(self, backend: Backend) -> None:
         self._backend, self._lock = backend, threading.RLock()
         self.MAX_ROWS, self.footprint = backend.MAX_ROWS, backend.footprint
+        self.CACHE_LAYOUT, self.bytes_of = backend.CACHE_LAYOUT, backend.bytes_of
 
     def run(self, step: Step) -> F32:
         with self._lock:
@@ -502,9 +540,21 @@ class _Locked:
         with self._lock:
             return self._backend.trim(slot, length)
 
+    def kept(self, slot: int, length: int) -> int:
+        with self._lock:
+            return self._backend.kept(slot, length)
+
     def copy(self, source: int, target: int, length: int) -> int:
         with self._lock:
             return self._backend.copy(source, target, length)
+
+    def content(self, slot: int) -> tuple[int, list[Array]]:
+        with self._lock:
+            return self._backend.content(slot)
+
+    def restore(self, slot: int, length: int, written: int) -> list[Array]:
+        with self._lock:
+            return self._backend.restore(slot, length, written)
 
     def close(self) -> None:
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import weakref
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,12 @@ class Chat:
     def __init__(self, model: Model, system: str | None = None) -> None:
         self._model = model
         self._prompt = ChatPrompt(model.tokenizer, chat_template(model))
-        self._slot = model.open_slot()
-        self._finalizer = weakref.finalize(self, self._slot.close)
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the conversation that the cache holds."""
-        return len(self._slot.ids)
+        """Tokens of the conversation that the cache holds; 0 while an answer is under way."""
+        return len(self._model.prefix_cache.tokens_of(self))
 
     @property
     def is_thinking(self) -> bool:
@@ -61,14 +59,14 @@ class Chat:
         messages = [*self.messages, {"role": role, "content": text}]
         if not tools or tool_choice == "none":
             ids = self._prompt.encode(messages)
-            stream = self._model.stream_ids(ids, slot=self._slot, **options)
+            stream = self._model.stream_ids(ids, keeper=self, **options)
             return Stream(self._remember(stream, messages), stream.completion)
         style, schemas = style_of(self._model.info.chat_template or ""), checked_tools(tools)
         if tool_choice != "auto":
             options["grammar"] = self._call_grammar(style, chosen_schema(schemas, tool_choice, style), options)
         is_told = self._prompt.render_masked(messages) != self._prompt.render_masked(messages, tools=tools)
         ids = self._prompt.encode(messages if is_told else _instructed(messages, tools), tools=tools if is_told else ())
-        stream = self._model.stream_ids(ids, slot=self._slot, **options)
+        stream = self._model.stream_ids(ids, keeper=self, **options)
         return Stream(self._with_calls(stream, messages, style, is_told), stream.completion)
 
     def _remember(self, stream: Stream, messages: list[dict[str, Any]]) -> Iterator[Piece]:
@@ -118,9 +116,21 @@ class Chat:
         parts = self._model.tokenizer.split_special(text)
         return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
 
+    def save_cache(self, path: str | os.PathLike[str]) -> int:
+        """Write what the model remembers of the conversation; returns how many tokens. See Model.save_cache."""
+        return self._model.save_cache(path, keeper=self, extra=self._prompt.state)
+
+    def load_cache(self, path: str | os.PathLike[str]) -> int:
+        """Go on with what `save_cache` wrote, as far as `messages` begin so; returns how many tokens it holds. Raises
+        ArgumentError for a file that is damaged, or was written with another model, backend or context length."""
+        saved = self._model.load_cache(path, keeper=self)
+        if saved.extra:  # else it was no chat that saved it
+            self._prompt.restore(saved.extra)
+        return len(saved.ids)
+
     def close(self) -> None:
-        """Give the cache's memory back."""
-        self._finalizer()
+        """Let the cache's memory go to other conversations."""
+        self._model.prefix_cache.release(self)
 
 
 def _instructed(messages: list[dict[str, Any]], tools: Tools) -> list[dict[str, Any]]:

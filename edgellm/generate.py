@@ -24,10 +24,20 @@ class Slot:
         self.max_rows = backend.MAX_ROWS
         """Most tokens of one step. A window's ring has room for as many besides, so they can be taken back."""
         self.ids: list[int] = []
+        self._most_held = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it has taken so far."""
+        return self.backend.bytes_of(self._most_held)
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of these tokens need not be evaluated: the common prefix, short of the last one."""
         return common(self.ids, ids[:-1])
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many tokens `reuse` would leave."""
+        return self.backend.kept(self.number, self.common(ids))
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Forget what is not a prefix of `ids`; return how many of them are left in the cache."""
@@ -48,8 +58,14 @@ class Slot:
         """Hold the first `length` tokens of another slot in place of one's own, or none if it has lost some of them;
         return how many are held."""
         kept = self.backend.copy(other.number, self.number, length)
-        self.ids = other.ids[:kept]
+        self.ids = []
+        self.hold(other.ids[:kept])
         return kept
+
+    def hold(self, ids: Sequence[int]) -> None:
+        """Note tokens that the backend holds for this slot, besides those before."""
+        self.ids.extend(ids)
+        self._most_held = max(self._most_held, len(self.ids))
 
     def extend(self, ids: Sequence[int], wanted: range | None = None) -> F32:
         """Evaluate more tokens in chunks: -> (len(wanted), vocab_size) logits, by default (1, ...) of the last token.
@@ -99,7 +115,7 @@ def evaluate(parts: Sequence[tuple[Slot, Sequence[int], range]], run: Callable[[
             slot.trim(len(slot.ids))
         raise
     for slot, ids, _ in parts:
-        slot.ids.extend(ids)
+        slot.hold(ids)
     return found
 
 

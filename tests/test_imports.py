@@ -26,6 +26,7 @@ LAYERS = [
     ["tools"],
     ["sequence"],
     ["generate"],
+    ["prefix_cache", "cache_file"],
     ["scheduler"],
     ["api"],
     ["chat", "perplexity", "bench", "session", "screen"],
