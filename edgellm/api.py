@@ -21,6 +21,7 @@ from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room, generate
 from edgellm.loading import open_model, open_tokenizer
 from edgellm.lookup import Lookup
+from edgellm.overflow import check_policy, fits, most_left, without_oldest
 from edgellm.prefix_cache import PrefixCache
 from edgellm.sampling import Chooser, Sampler, SamplingParams
 from edgellm.scheduler import Progress, Scheduler
@@ -77,6 +78,10 @@ class Completion:
     timings: Timings
     tool_calls: list[ToolCall] = field(default_factory=list)
     """What the model asks for, in a chat with `tools`; `text` is without them."""
+    dropped_tokens: int = 0
+    """With overflow="shift": the oldest tokens of the prompt, for which there was no room; `prompt_ids` is without."""
+    dropped_messages: Sequence[Mapping[str, Any]] = ()
+    """With overflow="shift", in a chat: the oldest messages, without which the answer was made."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,7 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        overflow: str = "error",
         speculate: int = 0,
         json_schema: JsonSchema | None = None,
         regex: str | None = None,
@@ -219,8 +225,11 @@ class Model:
 
         Special tokens written in the prompt count as such. Without `max_tokens` the answer goes on until the model
         ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
-        prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. Raises
-        ContextOverflowError before the first piece when they do not fit.
+        prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves.
+
+        Raises ContextOverflowError before the first piece when prompt and `max_tokens` do not fit the context, unless
+        `overflow` is "shift": then the prompt's oldest tokens are left out, and the completion's `dropped_tokens` says
+        how many; three quarters of the context stay, or less for a longer answer, and BOS.
 
         At most one of `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` and `grammar`
         (GBNF) says what an answer must be: one that ends by itself is, one that is cut is the beginning of such a one.
@@ -232,6 +241,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             ignore_eos=ignore_eos,
+            overflow=overflow,
             speculate=speculate,
             json_schema=json_schema,
             regex=regex,
@@ -280,11 +290,19 @@ class Model:
 
     def _request(self, prompt_ids: Sequence[int], wish: _Wish) -> _Request:
         self._check_ids(prompt_ids)
+        n_given, prompt_ids = len(prompt_ids), self._fitted(prompt_ids, wish)
         check_room(len(prompt_ids), wish.max_tokens or 0, self.context_length)
         if wish.speculate < 0:
             raise ArgumentError(f"speculate is {wish.speculate}; expected 0 or more tokens")
         return _Request(
-            Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids))),
+            Completion(
+                "",
+                [],
+                "cancelled",
+                prompt_ids,
+                Timings(prompt_tokens=len(prompt_ids)),
+                dropped_tokens=n_given - len(prompt_ids),
+            ),
             self._chooser(wish),
             StopStrings([wish.stop] if isinstance(wish.stop, str) else list(wish.stop)),
             TextStream(self.tokenizer, prompt_ids),
@@ -292,6 +310,12 @@ class Model:
             () if wish.ignore_eos else self.info.eos_ids,
             Lookup(wish.speculate) if wish.speculate else None,
         )
+
+    def _fitted(self, ids: Sequence[int], wish: _Wish) -> list[int]:
+        check_policy(wish.overflow)
+        if wish.overflow == "error" or fits(len(ids), wish.max_tokens, self.context_length):
+            return list(ids)
+        return without_oldest(ids, int(ids[0] == self.info.bos_id), most_left(wish.max_tokens, self.context_length))
 
     def _answer(self, request: _Request, keeper: object) -> Iterator[Piece]:
         self._check_open()
@@ -418,6 +442,7 @@ class _Wish:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    overflow: str = "error"
     speculate: int = 0
     json_schema: JsonSchema | None = None
     regex: str | None = None

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgellm.api import Completion, Piece, Stream
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
+from edgellm.overflow import check_policy, fits, most_left
 from edgellm.structured.constraint import Grammar, call_grammar
 from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instructions, style_of
 
 if TYPE_CHECKING:
     from edgellm.api import Model
+
+
+Encode = Callable[[list[dict[str, Any]]], list[int]]
+"""Messages -> the ids of a chat that the model is to go on with."""
 
 
 class Chat:
@@ -23,6 +29,7 @@ class Chat:
     def __init__(self, model: Model, system: str | None = None) -> None:
         self._model = model
         self._prompt = ChatPrompt(model.tokenizer, chat_template(model))
+        self._left_out: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
 
     @property
@@ -48,7 +55,9 @@ class Chat:
         """Say something; yields the answer piece by piece. Takes the options of Model.generate.
 
         Both turns are added to `messages` when the answer has begun; one that is stopped early stays as far as it came.
-        Raises ContextOverflowError, with the chat as it was, when the conversation does not fit the context any more.
+        Raises ContextOverflowError, with the chat as it was, when the conversation does not fit the context any more,
+        unless `overflow` is "shift": then the model does not see the oldest turns, which stay in `messages`, and of
+        which the completion's `dropped_messages` tells. The system message stays, and the last one must fit.
 
         `tools` are functions that the model may ask for, as OpenAI's API has them: the answer's `tool_calls`, whose
         results are sent with the role "tool". `tool_choice` is "auto", "none", "required", or the name of a function:
@@ -58,16 +67,40 @@ class Chat:
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
         if not tools or tool_choice == "none":
-            ids = self._prompt.encode(messages)
-            stream = self._model.stream_ids(ids, keeper=self, **options)
+            stream = self._begun(messages, self._prompt.encode, **options)
             return Stream(self._remember(stream, messages), stream.completion)
         style, schemas = style_of(self._model.info.chat_template or ""), checked_tools(tools)
         if tool_choice != "auto":
             options["grammar"] = self._call_grammar(style, chosen_schema(schemas, tool_choice, style), options)
         is_told = self._prompt.render_masked(messages) != self._prompt.render_masked(messages, tools=tools)
-        ids = self._prompt.encode(messages if is_told else _instructed(messages, tools), tools=tools if is_told else ())
-        stream = self._model.stream_ids(ids, keeper=self, **options)
+
+        def encode(seen: list[dict[str, Any]]) -> list[int]:
+            return self._prompt.encode(seen if is_told else _instructed(seen, tools), tools=tools if is_told else ())
+
+        stream = self._begun(messages, encode, **options)
         return Stream(self._with_calls(stream, messages, style, is_told), stream.completion)
+
+    def _begun(
+        self, messages: list[dict[str, Any]], encode: Encode, *, overflow: str = "error", **options: Any
+    ) -> Stream:
+        """An answer to the messages, or with overflow="shift" to those that fit."""
+        check_policy(overflow)
+        shifts = overflow == "shift"
+        system, turns = _parted(messages)
+        begin = len(self._left_out) if shifts and turns[: len(self._left_out)] == self._left_out else 0
+        ids = encode([*system, *turns[begin:]])
+        max_tokens, context_length = options.get("max_tokens"), self._model.context_length
+        if shifts and not fits(len(ids), max_tokens, context_length):
+            begins = [i for i, message in enumerate(turns) if message["role"] == "user" and i > begin] or [begin]
+            most = most_left(max_tokens, context_length)
+            enough = bisect_left(
+                begins, True, hi=len(begins) - 1, key=lambda begin: len(encode([*system, *turns[begin:]])) <= most
+            )
+            begin = begins[enough]
+            ids = encode([*system, *turns[begin:]])
+        stream = self._model.stream_ids(ids, keeper=self, **options)
+        self._left_out = stream.completion.dropped_messages = turns[:begin]
+        return stream
 
     def _remember(self, stream: Stream, messages: list[dict[str, Any]]) -> Iterator[Piece]:
         answer = stream.completion
@@ -118,14 +151,19 @@ class Chat:
 
     def save_cache(self, path: str | os.PathLike[str]) -> int:
         """Write what the model remembers of the conversation; returns how many tokens. See Model.save_cache."""
-        return self._model.save_cache(path, keeper=self, extra=self._prompt.state)
+        extra = {**self._prompt.state, "n_left_out": len(self._left_out)}
+        return self._model.save_cache(path, keeper=self, extra=extra)
 
     def load_cache(self, path: str | os.PathLike[str]) -> int:
-        """Go on with what `save_cache` wrote, as far as `messages` begin so; returns how many tokens it holds. Raises
-        ArgumentError for a file that is damaged, or was written with another model, backend or context length."""
+        """Go on with what `save_cache` wrote, as far as `messages`, set before, begin so; returns how many tokens it
+        holds. Raises ArgumentError for a file that is damaged, or was written with another model, backend or context
+        length."""
         saved = self._model.load_cache(path, keeper=self)
         if saved.extra:  # else it was no chat that saved it
             self._prompt.restore(saved.extra)
+            _, turns = _parted(self.messages)
+            n_left_out = saved.extra.get("n_left_out")
+            self._left_out = turns[:n_left_out] if isinstance(n_left_out, int) else []
         return len(saved.ids)
 
     def close(self) -> None:
@@ -133,10 +171,16 @@ class Chat:
         self._model.prefix_cache.release(self)
 
 
+def _parted(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The system's message, if there is one, and the others."""
+    n_system = int(messages[:1] != [] and messages[0]["role"] == "system")
+    return messages[:n_system], messages[n_system:]
+
+
 def _instructed(messages: list[dict[str, Any]], tools: Tools) -> list[dict[str, Any]]:
     """The messages with the tools in the system's."""
-    is_system = messages[0]["role"] == "system"
-    told, others = (messages[0]["content"] + "\n\n", messages[1:]) if is_system else ("", messages)
+    system, others = _parted(messages)
+    told = "".join(message["content"] + "\n\n" for message in system)
     return [{"role": "system", "content": told + instructions(tools)}, *others]
 
 

@@ -127,7 +127,7 @@ def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
         more = f" and {max_tokens} more" if max_tokens else ""
         raise ContextOverflowError(
             f"{n_prompt} tokens{more} do not fit: the context holds {context_length}; shorten the text, ask for fewer "
-            f"tokens, or load the model with a larger context"
+            f"tokens, load the model with a larger context, or let the oldest go (overflow: shift)"
         )
 
 

@@ -117,6 +117,13 @@ sampling_options = _stack(
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its answer."),
     click.option(
+        "--overflow",
+        type=click.Choice(["error", "shift"]),
+        default="error",
+        show_default=True,
+        help="What if the context is too short: say so, or leave out the oldest tokens or turns, and say that.",
+    ),
+    click.option(
         "--speculate",
         type=click.IntRange(0),
         default=0,
@@ -192,7 +199,7 @@ def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     params = click.get_current_context().command.params
     sampling = [str(param.name) for param in params if isinstance(param, SamplingOption)]
     structure = ("json_schema", "regex", "choices", "grammar")
-    keys = ("max_tokens", "stop", "ignore_eos", "speculate", *sampling, *structure)
+    keys = ("max_tokens", "stop", "ignore_eos", "overflow", "speculate", *sampling, *structure)
     return {key: options[key] for key in keys}
 
 

@@ -96,8 +96,13 @@ class Repl:
                 self._read = []
 
     def _answer(self, text: str, **settings: Any) -> None:
+        before = len(self._last.dropped_messages) if self._last else 0
         with self._chat.stream(text, **{**self._settings, **settings}) as stream:
             self._last = stream.completion
+            if (n := len(self._last.dropped_messages)) > before:
+                self._screen.note(
+                    f"(the context is too short: the model does not see the oldest {n} messages any more)"
+                )
             with interruptions() as interrupted:
                 self._screen.answer(until(interrupted, stream), self._chat.is_thinking)
         if self._saved is not None:
@@ -335,8 +340,9 @@ def restored(settings: dict[str, Any]) -> dict[str, Any]:
 
 TEXT = (str, type(None))
 OTHERS: dict[str, tuple[type, ...]] = {
-    "max_tokens": (int, type(None)), "stop": (list, tuple), "ignore_eos": (bool,), "speculate": (int,),
-    "json_schema": (dict, bool, *TEXT), "regex": TEXT, "choices": (list, type(None)), "grammar": TEXT,
+    "max_tokens": (int, type(None)), "stop": (list, tuple), "ignore_eos": (bool,), "overflow": (str,),
+    "speculate": (int,), "json_schema": (dict, bool, *TEXT), "regex": TEXT, "choices": (list, type(None)),
+    "grammar": TEXT,
 }  # fmt: skip
 """Settings that are not SamplingParams', and what they may be."""
 

@@ -45,6 +45,8 @@ def command(prompt: str, model: str, answers: int, as_json: bool, **options: Any
             made = loaded.generate_many(prompt, answers, **answer_options(options))
         else:
             made = [_streamed(loaded, prompt, as_json, options)]
+    if n_dropped := made[0].dropped_tokens:
+        click.echo(f"[ the context is too short: the oldest {n_dropped} tokens of the prompt were left out ]", err=True)
     for i, done in enumerate(made):
         if as_json:
             click.echo(json.dumps(_fields(done)))
@@ -70,5 +72,6 @@ def _fields(done: Completion) -> dict[str, Any]:
         "ids": done.ids,
         "prompt_ids": done.prompt_ids,
         "finish_reason": done.finish_reason,
+        "dropped_tokens": done.dropped_tokens,
         "timings": asdict(done.timings),
     }
