@@ -10,17 +10,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgellm.api import Completion, Model, Piece, Stream, Timings, load
+    from edgellm.answer import Completion, Piece, Stream, Timings
+    from edgellm.api import Model, load
+    from edgellm.async_stream import AsyncStream
     from edgellm.chat import Chat
     from edgellm.errors import EdgeError
+    from edgellm.logprobs import Logprob
     from edgellm.sampling import SamplingParams
     from edgellm.tools import ToolCall
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncStream",
     "Chat",
     "Completion",
     "EdgeError",
+    "Logprob",
     "Model",
     "Piece",
     "SamplingParams",
@@ -30,7 +35,18 @@ __all__ = [
     "load",
 ]
 
-_HOMES = {"Chat": "chat", "EdgeError": "errors", "SamplingParams": "sampling", "ToolCall": "tools"}
+_HOMES = {
+    "AsyncStream": "async_stream",
+    "Chat": "chat",
+    "Completion": "answer",
+    "EdgeError": "errors",
+    "Logprob": "logprobs",
+    "Piece": "answer",
+    "SamplingParams": "sampling",
+    "Stream": "answer",
+    "Timings": "answer",
+    "ToolCall": "tools",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edgellm.api import Completion, Piece, Stream
+from edgellm.answer import Answer, Completion, Piece, Stream, Turn
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
 from edgellm.overflow import check_policy, fits, most_left
-from edgellm.structured.constraint import Grammar, call_grammar
+from edgellm.thoughts import is_thought_open
 from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instructions, style_of
 
 if TYPE_CHECKING:
     from edgellm.api import Model
-
-
-Encode = Callable[[list[dict[str, Any]]], list[int]]
-"""Messages -> the ids of a chat that the model is to go on with."""
+    from edgellm.async_stream import AsyncStream
+    from edgellm.structured.constraint import Grammar
 
 
 class Chat:
@@ -40,7 +40,7 @@ class Chat:
     @property
     def is_thinking(self) -> bool:
         """Whether the template has opened a thought, so that the answer begins within it."""
-        return self._prompt.text.rstrip().endswith("<think>")
+        return is_thought_open(self._prompt.text)
 
     def send(self, text: str, **options: Any) -> Completion:
         """Say something; returns the answer. Takes the options of `stream`."""
@@ -63,91 +63,72 @@ class Chat:
         results are sent with the role "tool". `tool_choice` is "auto", "none", "required", or the name of a function:
         with the last two the answer is a call, and its arguments are what their schema allows.
         """
+        messages, asked = self._ask(text, role, tools, tool_choice, options)
+        stream = self._model.stream_ids(asked.ids, keeper=self, **options)
+        return Stream(_shown(stream, self._turn(messages, asked, stream.completion)), stream.completion)
+
+    async def asend(self, text: str, **options: Any) -> Completion:
+        """As `send`, to be awaited; cancelling the task stops the answer at any token."""
+        async with self.astream(text, **options) as stream:
+            async for _ in stream:
+                pass
+        return stream.completion
+
+    def astream(
+        self, text: str, *, role: str = "user", tools: Tools = (), tool_choice: str = "auto", **options: Any
+    ) -> AsyncStream:
+        """As `stream`, for `async for`: see Model.astream."""
+
+        def begin() -> tuple[Answer, Turn]:
+            messages, asked = self._ask(text, role, tools, tool_choice, options)
+            answer = self._model.begin_ids(asked.ids, **options)
+            return answer, self._turn(messages, asked, answer.completion)
+
+        from edgellm.async_stream import AsyncStream
+
+        return AsyncStream(begin, self._model.submit)
+
+    def _ask(
+        self, text: str, role: str, tools: Tools, tool_choice: str, options: dict[str, Any]
+    ) -> tuple[list[dict[str, Any]], Question]:
+        """The messages with a new one, and what they ask, or with overflow="shift" those that fit. A call that is asked
+        for is put into `options`, and what is to become of messages that do not fit is taken out."""
         if role not in ("user", "tool"):
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
-        if not tools or tool_choice == "none":
-            stream = self._begun(messages, self._prompt.encode, **options)
-            return Stream(self._remember(stream, messages), stream.completion)
-        style, schemas = style_of(self._model.info.chat_template or ""), checked_tools(tools)
-        if tool_choice != "auto":
-            options["grammar"] = self._call_grammar(style, chosen_schema(schemas, tool_choice, style), options)
-        is_told = self._prompt.render_masked(messages) != self._prompt.render_masked(messages, tools=tools)
+        ask = partial(question, self._model, self._prompt, tools=tools, tool_choice=tool_choice)
+        check_policy(overflow := options.pop("overflow", "error"))
+        asked = self._fitted(messages, ask, options.get("max_tokens")) if overflow == "shift" else ask(messages)
+        if asked.grammar:
+            if options.get("grammar") is not None:
+                raise ArgumentError("grammar and tool_choice are both given; expected one of them")
+            options["grammar"] = asked.grammar
+        return messages, asked
 
-        def encode(seen: list[dict[str, Any]]) -> list[int]:
-            return self._prompt.encode(seen if is_told else _instructed(seen, tools), tools=tools if is_told else ())
-
-        stream = self._begun(messages, encode, **options)
-        return Stream(self._with_calls(stream, messages, style, is_told), stream.completion)
-
-    def _begun(
-        self, messages: list[dict[str, Any]], encode: Encode, *, overflow: str = "error", **options: Any
-    ) -> Stream:
-        """An answer to the messages, or with overflow="shift" to those that fit."""
-        check_policy(overflow)
-        shifts = overflow == "shift"
+    def _fitted(
+        self, messages: list[dict[str, Any]], ask: Callable[[list[dict[str, Any]]], Question], max_tokens: int | None
+    ) -> Question:
+        """What the messages ask, without the oldest turns if it must be; those that were left out before stay out."""
         system, turns = _parted(messages)
-        begin = len(self._left_out) if shifts and turns[: len(self._left_out)] == self._left_out else 0
-        ids = encode([*system, *turns[begin:]])
-        max_tokens, context_length = options.get("max_tokens"), self._model.context_length
-        if shifts and not fits(len(ids), max_tokens, context_length):
+
+        def seen(begin: int) -> Question:
+            return ask([*system, *turns[begin:]])
+
+        begin = len(self._left_out) if turns[: len(self._left_out)] == self._left_out else 0
+        asked, context_length = seen(begin), self._model.context_length
+        if not fits(len(asked.ids), max_tokens, context_length):
             begins = [i for i, message in enumerate(turns) if message["role"] == "user" and i > begin] or [begin]
             most = most_left(max_tokens, context_length)
-            enough = bisect_left(
-                begins, True, hi=len(begins) - 1, key=lambda begin: len(encode([*system, *turns[begin:]])) <= most
-            )
+            enough = bisect_left(begins, True, hi=len(begins) - 1, key=lambda each: len(seen(each).ids) <= most)
             begin = begins[enough]
-            ids = encode([*system, *turns[begin:]])
-        stream = self._model.stream_ids(ids, keeper=self, **options)
-        self._left_out = stream.completion.dropped_messages = turns[:begin]
-        return stream
+            asked = seen(begin)
+        return replace(asked, left_out=turns[:begin])
 
-    def _remember(self, stream: Stream, messages: list[dict[str, Any]]) -> Iterator[Piece]:
-        answer = stream.completion
-        try:
-            yield from stream
-        finally:
-            stream.close()
-            if answer.timings.generated_tokens:
-                self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-                self._prompt.answered(answer.text, answer.ids)
-
-    def _with_calls(
-        self, stream: Stream, messages: list[dict[str, Any]], style: Style, is_told: bool
-    ) -> Iterator[Piece]:
-        """The pieces without the text of calls, which come with the last one."""
-        answer, reader = stream.completion, CallReader(style)
-        # Some models have tokens of their own for the signs of a call, which give no text.
-        signs = {id: text for text, id in self._model.tokenizer.special_tokens.items() if text in style.signs}
-        shown = said = ""
-        try:
-            for piece in stream:
-                text = signs.get(piece.id, "") + piece.text if piece.id is not None else piece.text
-                said += text
-                visible = reader.push(text)
-                shown += visible
-                if piece.id is not None:
-                    yield Piece(visible, piece.id)
-            rest, calls = reader.finish()
-            answer.text, answer.tool_calls = shown + rest, calls
-            if calls and answer.finish_reason == "stop":
-                answer.finish_reason = "tool_calls"
-            yield Piece(rest, None, calls)
-        finally:
-            stream.close()
-            if answer.timings.generated_tokens:
-                self.messages = [*messages, _answer_message(answer, said, is_told)]
-                self._prompt.answered(self.messages[-1]["content"], answer.ids)
-
-    def _call_grammar(self, style: Style, schema: dict[str, Any], options: dict[str, Any]) -> Grammar:
-        if options.get("grammar") is not None:
-            raise ArgumentError("grammar and tool_choice are both given; expected one of them")
-        begin, end = (self._as_lark(text) for text in (style.begin, style.end))
-        return call_grammar(schema, begin, end, "tool_choice")
-
-    def _as_lark(self, text: str) -> str:
-        parts = self._model.tokenizer.split_special(text)
-        return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
+    def _turn(self, messages: list[dict[str, Any]], asked: Question, answer: Completion) -> Turn:
+        self._left_out = answer.dropped_messages = asked.left_out
+        if asked.style is None:
+            return _Turn(self, messages, answer)
+        return _TurnWithCalls(self, messages, answer, asked, CallReader(asked.style))
 
     def save_cache(self, path: str | os.PathLike[str]) -> int:
         """Write what the model remembers of the conversation; returns how many tokens. See Model.save_cache."""
@@ -169,6 +150,121 @@ class Chat:
     def close(self) -> None:
         """Let the cache's memory go to other conversations."""
         self._model.prefix_cache.release(self)
+
+
+def _shown(stream: Stream, turn: Turn) -> Iterator[Piece]:
+    try:
+        for piece in stream:
+            if shown := turn.show(piece):
+                yield shown
+        if last := turn.finish():
+            yield last
+    finally:
+        stream.close()
+        turn.remember()
+
+
+class _Turn(Turn):
+    """An answer that becomes a message of a chat when it has begun."""
+
+    def __init__(self, chat: Chat, messages: list[dict[str, Any]], answer: Completion) -> None:
+        self._chat, self._messages, self._answer = chat, messages, answer
+
+    def remember(self) -> None:
+        if self._answer.timings.generated_tokens:
+            message = self._message()
+            self._chat.messages = [*self._messages, message]
+            self._chat._prompt.answered(message["content"], self._answer.ids)
+
+    def _message(self) -> dict[str, Any]:
+        return {"role": "assistant", "content": self._answer.text}
+
+
+class _TurnWithCalls(_Turn):
+    """The pieces are without the text of calls, which come with the last one."""
+
+    def __init__(
+        self, chat: Chat, messages: list[dict[str, Any]], answer: Completion, asked: Question, reader: CallReader
+    ) -> None:
+        super().__init__(chat, messages, answer)
+        self._asked, self._reader = asked, reader
+        self._visible = self._said = ""
+
+    def show(self, piece: Piece) -> Piece | None:
+        text = self._asked.text(piece)
+        self._said += text
+        visible = self._reader.push(text)
+        self._visible += visible
+        return None if piece.id is None else Piece(visible, piece.id)
+
+    def finish(self) -> Piece:
+        rest, calls = self._reader.finish()
+        answer = self._answer
+        answer.text, answer.tool_calls = self._visible + rest, calls
+        if calls and answer.finish_reason == "stop":
+            answer.finish_reason = "tool_calls"
+        return Piece(rest, None, calls)
+
+    def _message(self) -> dict[str, Any]:
+        return _answer_message(self._answer, self._said, self._asked.is_told)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the end of a chat asks of a model."""
+
+    ids: list[int]
+    style: Style | None = None
+    """In which the answer may have calls; None: there are no tools."""
+    is_told: bool = False
+    """Whether the template has a place for tools."""
+    signs: Mapping[int, str] = field(default_factory=dict)
+    """Of the style's signs those that are tokens of their own, which give no text."""
+    grammar: Grammar | None = None
+    """What the answer must be, if a call is asked for."""
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    """The oldest messages, for which there is no room."""
+
+    def text(self, piece: Piece) -> str:
+        """What the model wrote, signs of calls included."""
+        return piece.text if piece.id is None else self.signs.get(piece.id, "") + piece.text
+
+
+def question(
+    model: Model, prompt: ChatPrompt, messages: list[dict[str, Any]], tools: Tools = (), tool_choice: str = "auto"
+) -> Question:
+    """The ids of a chat, and how its answer is read. `tools` and `tool_choice` are those of `Chat.stream`."""
+    style = style_of(model.info.chat_template or "")
+    if not prompt.template.shows_calls:
+        messages = [_said(message, style) for message in messages]
+    if not tools or tool_choice == "none":
+        return Question(prompt.encode(messages))
+    schemas, grammar = checked_tools(tools), None
+    if tool_choice != "auto":
+        from edgellm.structured.constraint import call_grammar
+
+        begin, end = (_as_lark(model, text) for text in (style.begin, style.end))
+        grammar = call_grammar(chosen_schema(schemas, tool_choice, style), begin, end, "tool_choice")
+    is_told = prompt.render_masked(messages) != prompt.render_masked(messages, tools=tools)
+    ids = prompt.encode(messages if is_told else _instructed(messages, tools), tools=tools if is_told else ())
+    signs = {id: text for text, id in model.tokenizer.special_tokens.items() if text in style.signs}
+    return Question(ids, style, is_told, signs, grammar)
+
+
+def _as_lark(model: Model, text: str) -> str:
+    parts = model.tokenizer.split_special(text)
+    return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
+
+
+def _said(message: dict[str, Any], style: Style) -> dict[str, Any]:
+    """A message whose calls are text, for a template that leaves them out."""
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    calls = [{"name": each["name"], style.arguments: each["arguments"]} for each in functions]
+    said = "\n".join(f"{style.begin}{json.dumps(call)}{style.end}" for call in calls)
+    others = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**others, "content": (message.get("content") or "") + said}
 
 
 def _parted(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

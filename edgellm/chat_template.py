@@ -32,7 +32,7 @@ class ChatTemplate:
 
         if not source:
             raise ChatTemplateError("the model has no chat template; expected one: use generate, or another model")
-        self._sandbox, self._lock = Sandbox(), threading.Lock()
+        self.source, self._sandbox, self._lock = source, Sandbox(), threading.Lock()
         self._names = {
             "bos_token": bos_token,
             "eos_token": eos_token,
@@ -50,6 +50,11 @@ class ChatTemplate:
             ) from error
         except Exception as error:
             raise _failure(error) from error
+
+    @property
+    def shows_calls(self) -> bool:
+        """Whether it writes the calls of messages; others leave them out."""
+        return "tool_calls" in self.source
 
     def render(self, messages: Messages, add_generation_prompt: bool = True, tools: Tools = ()) -> str:
         """The chat as the model was trained to see it; raises ChatTemplateError for whatever goes wrong."""
@@ -76,7 +81,7 @@ class ChatPrompt:
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self._tokenizer, self._template = tokenizer, template
+        self._tokenizer, self.template = tokenizer, template
         specials = [_MARK, *tokenizer.special_tokens]
         self._masks = {text: _MARK + chr(ord(_MARK) + n) for n, text in enumerate(specials)}
         self._unmasks = {mask: text for text, mask in self._masks.items()}
@@ -122,7 +127,7 @@ class ChatPrompt:
 
     def render_masked(self, messages: Messages, add_generation_prompt: bool = True, tools: Tools = ()) -> str:
         masked = [self._mask_all(message) for message in messages]
-        return self._template.render(masked, add_generation_prompt, [self._mask_all(tool) for tool in tools])
+        return self.template.render(masked, add_generation_prompt, [self._mask_all(tool) for tool in tools])
 
     def encode_masked(self, text: str, first: bool = True) -> list[int]:
         """The ids of masked text; the `first` of a chat begins with BOS if the tokenizer wants it, but never with two.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
 from edgellm.arrays import F32, Array
 from edgellm.backends import Backend
+from edgellm.banned import Banned
 from edgellm.errors import ArgumentError, ContextOverflowError
 from edgellm.lookup import Lookup
 from edgellm.sampling import Chooser
@@ -80,6 +81,10 @@ class Slot:
         found: list[int] = self._evaluate(ids, wanted, self.backend.best).tolist()
         return found
 
+    def hidden(self, ids: Sequence[int]) -> F32:
+        """As `extend`, but what logits are computed from: -> (len(ids), hidden_size)."""
+        return self._evaluate(ids, range(0), self.backend.hidden)
+
     def _evaluate(self, ids: Sequence[int], wanted: range | None, run: Callable[[Step], Array]) -> Array:
         wanted = range(len(ids) - 1, len(ids)) if wanted is None else wanted
         found = []
@@ -132,10 +137,18 @@ def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
 
 
 def generate(
-    slot: Slot, prompt: Sequence[int], sampler: Chooser, max_tokens: int | None, lookup: Lookup | None = None
+    slot: Slot,
+    prompt: Sequence[int],
+    sampler: Chooser,
+    max_tokens: int | None,
+    lookup: Lookup | None = None,
+    *,
+    ends: Collection[int] = (),
+    banned: Banned | None = None,
+    kind: Callable[..., Tokens] = Tokens,
 ) -> Iterator[int]:
-    """The tokens that follow `prompt`, until the sampler is done, `max_tokens` or the context is full; the caller stops
-    earlier if it wants.
+    """The tokens that follow `prompt`, until one of `ends` comes, the sampler is done, `max_tokens` or the context is
+    full; the caller stops earlier if it wants.
 
     `prompt` has at least one token; the prefix that the slot's cache shares with it is not evaluated again. A lookup's
     drafts change no token, only how many a step gives. Raises ContextOverflowError, before anything is evaluated, when
@@ -143,8 +156,8 @@ def generate(
     """
     check_room(len(prompt), max_tokens or 0, slot.context_length)
     left = slot.context_length - len(prompt) if max_tokens is None else max_tokens
-    sequence = Tokens(list(prompt), sampler, left, lookup=lookup)
-    slot.reuse(prompt)
+    sequence = kind(list(prompt), sampler, left, ends=ends, lookup=lookup, banned=banned)
+    slot.reuse(sequence.reusable)
     while sequence.finish_reason is None:
         rows, n_wanted = sequence.rows(len(slot.ids), slot.max_rows)
         run = slot.backend.best if sequence.takes_best else slot.backend.run

@@ -13,7 +13,7 @@ NGRAMS = (3, 2)
 
 
 class Lookup:
-    """The n-grams of one text, which only grows, and how good the drafts were."""
+    """The n-grams of one text, which grows, and how good the drafts were."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -40,6 +40,10 @@ class Lookup:
         """Note a draft and what the model made of it: the tokens that were right, and one of its own."""
         self.drafted += len(draft)
         self.accepted += len(new) - 1
+
+    def restart(self) -> None:
+        """Take the text that comes next as a new one: some of its end is gone."""
+        self._follows, self._indexed = {}, 0
 
     def _index(self, ids: Sequence[int]) -> None:
         """Note what follows each n-gram, as far as that is known; later ones take the place of earlier ones."""

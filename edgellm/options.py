@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from edgellm.api import Model, Timings
+    from edgellm.answer import Timings
+    from edgellm.api import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 BIAS = re.compile(r"(\d+)([+-](?:inf|\d+\.?\d*|\.\d+))")
@@ -115,6 +116,13 @@ ABOVE_0 = click.FloatRange(0, min_open=True)
 sampling_options = _stack(
     click.option("-n", "--max-tokens", type=click.IntRange(0), metavar="N", help="Most tokens to generate."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+    click.option(
+        "--ban",
+        "banned_strings",
+        multiple=True,
+        metavar="TEXT",
+        help="The answer does not have this text, but goes on in another way; may be repeated.",
+    ),
     click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its answer."),
     click.option(
         "--overflow",
@@ -199,7 +207,7 @@ def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     params = click.get_current_context().command.params
     sampling = [str(param.name) for param in params if isinstance(param, SamplingOption)]
     structure = ("json_schema", "regex", "choices", "grammar")
-    keys = ("max_tokens", "stop", "ignore_eos", "overflow", "speculate", *sampling, *structure)
+    keys = ("max_tokens", "stop", "ignore_eos", "overflow", "speculate", "banned_strings", *sampling, *structure)
     return {key: options[key] for key in keys}
 
 

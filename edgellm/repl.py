@@ -25,7 +25,8 @@ from edgellm.sampling import SamplingParams
 from edgellm.screen import Screen, is_rich_terminal
 
 if TYPE_CHECKING:
-    from edgellm.api import Completion, Model, Piece, Timings
+    from edgellm.answer import Completion, Piece, Timings
+    from edgellm.api import Model
     from edgellm.chat import Chat
 
 PROMPT, CONTINUED, QUOTES = ">>> ", "... ", '"""'
@@ -341,8 +342,8 @@ def restored(settings: dict[str, Any]) -> dict[str, Any]:
 TEXT = (str, type(None))
 OTHERS: dict[str, tuple[type, ...]] = {
     "max_tokens": (int, type(None)), "stop": (list, tuple), "ignore_eos": (bool,), "overflow": (str,),
-    "speculate": (int,), "json_schema": (dict, bool, *TEXT), "regex": TEXT, "choices": (list, type(None)),
-    "grammar": TEXT,
+    "speculate": (int,), "banned_strings": (list, tuple), "json_schema": (dict, bool, *TEXT), "regex": TEXT,
+    "choices": (list, type(None)), "grammar": TEXT,
 }  # fmt: skip
 """Settings that are not SamplingParams', and what they may be."""
 

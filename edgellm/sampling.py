@@ -242,6 +242,9 @@ class Chooser(Protocol):
     def __call__(self, logits: F32, ids: Sequence[int]) -> int:
         """(tokens,) logits and the ids so far -> the next id."""
 
+    def rewind(self, n: int) -> None:
+        """Go back `n` tokens: others come in their place."""
+
 
 class Sampler:
     """sampler(logits, ids so far) -> the next id, as the parameters say; it holds its own random generator.
@@ -255,7 +258,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, breakers: Breakers | None = None) -> None:
         """`breakers` are what the params' dry_sequence_breakers are in tokens: see edgellm.breakers."""
         self._params, self._breakers = params, breakers or {}
-        self._most_surprise = 2 * params.mirostat_tau
+        self._most_surprise = [2 * params.mirostat_tau]  # before each token, and the next
         used = ("temperature",) if params.mirostat else params.samplers
         stages = [STAGES[name] for name in used if STAGES[name].is_on(params)]
         self._greedy = params.temperature == params.dynatemp_range == 0
@@ -279,10 +282,16 @@ class Sampler:
             return left.token(samplers.greedy(left.logits))
         return left.token(self._unsurprising(left) if params.mirostat else samplers.draw(left.logits, self._rng))
 
+    def rewind(self, n: int) -> None:
+        """Go back `n` tokens; random numbers are not drawn again."""
+        if self._params.mirostat:
+            del self._most_surprise[len(self._most_surprise) - n :]
+
     def _unsurprising(self, left: Candidates) -> int:
         """Draw from what is below the bound of surprise, and move that by how far the token was from tau."""
-        left.keep(samplers.below_surprise(left.logits, self._most_surprise))
+        left.keep(samplers.below_surprise(left.logits, self._most_surprise[-1]))
         place = samplers.draw(left.logits, self._rng)
         surprise = -math.log2(samplers.softmax(left.logits)[place])
-        self._most_surprise -= self._params.mirostat_eta * (surprise - self._params.mirostat_tau)
+        error = surprise - self._params.mirostat_tau
+        self._most_surprise.append(self._most_surprise[-1] - self._params.mirostat_eta * error)
         return place

@@ -6,12 +6,13 @@ Knows ids alone: no text, no threads. It is for one thread; steps of others on t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from edgellm.arrays import Array
 from edgellm.backends import Backend
-from edgellm.errors import ArgumentError, EdgeError
+from edgellm.banned import Banned
+from edgellm.errors import ArgumentError
 from edgellm.generate import Slot, check_room, common, evaluate
 from edgellm.lookup import Lookup
 from edgellm.prefix_cache import PrefixCache
@@ -59,6 +60,8 @@ class Scheduler:
         *,
         ends: Collection[int] = (),
         lookup: Lookup | None = None,
+        banned: Banned | None = None,
+        kind: Callable[..., Sequence] = Sequence,
     ) -> Sequence:
         """Let a sequence of at least one id go on, as soon as there is room; raises ContextOverflowError.
 
@@ -66,7 +69,7 @@ class Scheduler:
         """
         check_room(len(ids), max_tokens or 0, self._context_length)
         left = self._context_length - len(ids) if max_tokens is None else max_tokens
-        sequence = Sequence(ids, sampler, left, ends=ends, lookup=lookup)
+        sequence = kind(ids, sampler, left, ends=ends, lookup=lookup, banned=banned)
         self._waiting.append(sequence)
         return sequence
 
@@ -92,6 +95,10 @@ class Scheduler:
         wanted = [(sequence, n_wanted) for sequence, _, n_wanted in shares if n_wanted]
         return [*done, *self._take(wanted, found)]
 
+    def rest(self) -> None:
+        """Give back the memory of short idle slots but the last one, whose sequence may go on soon."""
+        self._cache.settle()
+
     def close(self) -> None:
         """Give the caches' memory back; what is not at its end is not reported any more."""
         for sequence in list(self._slots):
@@ -116,19 +123,19 @@ class Scheduler:
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether much of its prompt is just being evaluated for another one."""
-        alike = {other: common(other.ids[:-1], sequence.ids[:-1]) for other in self._slots}
+        alike = {other: common(other.ids[:-1], sequence.reusable[:-1]) for other in self._slots}
         source = max(alike, key=alike.__getitem__, default=None)
-        if source is None or self._slots[source].common(sequence.ids) == alike[source]:
+        if source is None or self._slots[source].common(sequence.reusable) == alike[source]:
             return False
-        others = (slot.common(sequence.ids) for each, slot in self._slots.items() if each is not source)
-        return alike[source] - max(*others, self._cache.known(sequence.ids), 0) >= WORTH_WAITING
+        others = (slot.common(sequence.reusable) for each, slot in self._slots.items() if each is not source)
+        return alike[source] - max(*others, self._cache.known(sequence.reusable), 0) >= WORTH_WAITING
 
     def _slot_with_prefix(self, sequence: Sequence) -> Slot:
         """A slot of the cache, or a copy of what another sequence shares."""
-        slot = self._cache.take(sequence.ids)
-        other = max(self._slots.values(), key=lambda slot: slot.known(sequence.ids), default=slot)
-        if other.known(sequence.ids) > len(slot.ids):
-            slot.copy(other, other.known(sequence.ids))
+        slot = self._cache.take(sequence.reusable)
+        other = max(self._slots.values(), key=lambda slot: slot.known(sequence.reusable), default=slot)
+        if other.known(sequence.reusable) > len(slot.ids):
+            slot.copy(other, other.known(sequence.reusable))
         sequence.n_cached = len(slot.ids)
         return slot
 
@@ -147,7 +154,7 @@ class Scheduler:
             new: list[int] = []
             try:
                 new = sequence.take(found[at : at + n])
-            except EdgeError as error:
+            except Exception as error:  # of a logits processor, say, which is anybody's code
                 sequence.error, sequence.finish_reason = error, "error"
             at += n
             self._slots[sequence].trim_past(sequence.ids)

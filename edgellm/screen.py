@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.thoughts import thoughts
+
 if TYPE_CHECKING:
     from rich.live import Live
 
-OPEN, CLOSE = "<think>", "</think>"
 REFRESHES = 10
 """Times a second at most that a block which is not complete yet is drawn again."""
 
@@ -142,26 +143,3 @@ def complete_blocks(text: str) -> tuple[str, str]:
         elif not line.strip() and line.endswith("\n") and not in_code:
             end = at
     return text[:end], text[end:]
-
-
-def thoughts(pieces: Iterable[str], thinking: bool = False) -> Iterator[tuple[bool, str]]:
-    """Text in pieces -> (whether it is a thought, text), without the tags around thoughts, wherever they are cut."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        while (tag := CLOSE if thinking else OPEN) in held:
-            before, held = held.split(tag, 1)
-            if before:
-                yield thinking, before
-            thinking = not thinking
-        keep = _begun(held, tag)
-        if len(held) > keep:
-            yield thinking, held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield thinking, held
-
-
-def _begun(text: str, tag: str) -> int:
-    """How many characters at the end may be the beginning of a tag."""
-    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)

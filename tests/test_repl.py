@@ -12,7 +12,8 @@ from edgellm import session
 from edgellm.api import load
 from edgellm.errors import ArgumentError
 from edgellm.repl import COMMANDS, Repl, checked, parsed
-from edgellm.screen import MarkdownScreen, Screen, complete_blocks, thoughts
+from edgellm.screen import MarkdownScreen, Screen, complete_blocks
+from edgellm.thoughts import thoughts
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 

@@ -23,7 +23,8 @@ from edgellm.options import (
 )
 
 if TYPE_CHECKING:
-    from edgellm.api import Completion, Model
+    from edgellm.answer import Completion
+    from edgellm.api import Model
 
 
 @click.command(cls=Grouped)

@@ -241,6 +241,10 @@ class GuidedSampler:
         self._constraint.accept(id)
         return id
 
+    def rewind(self, n: int) -> None:
+        assert self._constraint is None  # which only goes forward: an answer has a grammar or banned strings
+        self._sampler.rewind(n)
+
     @property
     def is_done(self) -> bool:
         return self._constraint is not None and self._constraint.is_done

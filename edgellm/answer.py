@@ -1,0 +1,227 @@
+"""One answer: what is told of it, and how it is made of tokens, alone or beside others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgellm.banned import Banned
+from edgellm.generate import Slot, generate
+from edgellm.logprobs import Logprob
+from edgellm.lookup import Lookup
+from edgellm.sampling import Chooser
+from edgellm.scheduler import Progress, Scheduler
+from edgellm.sequence import Sequence as Tokens
+from edgellm.text_stream import StopStrings, TextStream
+
+if TYPE_CHECKING:
+    from edgellm.tools import ToolCall
+
+
+@dataclass
+class Timings:
+    """Where the time of one answer went, in tokens and seconds."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those that the cache held already."""
+    prompt_seconds: float = 0.0
+    generated_tokens: int = 0
+    """The one that ended the answer included."""
+    generate_seconds: float = 0.0
+    drafted_tokens: int = 0
+    """With `speculate`: tokens that were proposed, and below those of them that were right."""
+    accepted_tokens: int = 0
+
+    @property
+    def prompt_per_second(self) -> float:
+        return (self.prompt_tokens - self.cached_tokens) / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generated_per_second(self) -> float:
+        """The first token comes out of the prompt's evaluation, so it does not count."""
+        return max(0, self.generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
+
+
+@dataclass
+class Completion:
+    """What a model answered."""
+
+    text: str
+    ids: list[int]
+    """Tokens generated, without the one that ended the answer; with a stop string, `text` is shorter than they are."""
+    finish_reason: str
+    """"stop": the model ended, the answer is complete, or a stop string came; "length": max_tokens or the context is
+    used up; "tool_calls": the model ended after calls; "cancelled"."""
+    prompt_ids: list[int]
+    timings: Timings
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    """What the model asks for, in a chat with `tools`; `text` is without them."""
+    dropped_tokens: int = 0
+    """With overflow="shift": the oldest tokens of the prompt, for which there was no room; `prompt_ids` is without."""
+    dropped_messages: Sequence[Mapping[str, Any]] = ()
+    """With overflow="shift", in a chat: the oldest messages, without which the answer was made."""
+    logprobs: list[Logprob] = field(default_factory=list)
+    """With `logprobs`: of each of `ids`, and perhaps of the token that ended the answer."""
+    prompt_logprobs: list[Logprob] = field(default_factory=list)
+    """With `prompt_logprobs`: of each of `prompt_ids` but the first, which nothing comes before."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text of an answer; the text may be empty while a character or a stop string is incomplete."""
+
+    text: str
+    id: int | None
+    """The token it came with; None for what is left at the end."""
+    tool_calls: Sequence[ToolCall] = ()
+    """Calls that are complete."""
+
+
+class Stream(Iterator[Piece]):
+    """An answer while it is generated. Iterate for the pieces; `completion` has all that came so far.
+
+    Closing it early (`close`, or leaving a with-statement) stops the answer and keeps what was said.
+    """
+
+    def __init__(self, pieces: Iterator[Piece], completion: Completion) -> None:
+        self._pieces, self.completion = pieces, completion
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Turn:
+    """What is made of an answer's pieces before anybody sees them, and of the answer when it is over: nothing. A chat
+    does more."""
+
+    def show(self, piece: Piece) -> Piece | None:
+        return piece
+
+    def finish(self) -> Piece | None:
+        """What is left at the end of an answer that was not stopped early."""
+        return None
+
+    def remember(self) -> None:
+        """The answer is over, or stopped."""
+
+
+@dataclass
+class Answer:
+    """One answer in the making."""
+
+    completion: Completion
+    sampler: Chooser
+    stops: StopStrings
+    text: TextStream
+    max_tokens: int | None
+    ends: Sequence[int]
+    lookup: Lookup | None
+    banned: Banned | None
+    kind: Callable[..., Tokens] = Tokens
+    """Of its sequence."""
+    started: float = field(default_factory=time.perf_counter)
+
+    def pieces(self, slot: Slot) -> Iterator[Piece]:
+        """The answer, made in a slot of its own."""
+        done = self.completion
+        self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
+        for id in generate(
+            slot,
+            done.prompt_ids,
+            self.sampler,
+            self.max_tokens,
+            self.lookup,
+            ends=self.ends,
+            banned=self.banned,
+            kind=self.kind,
+        ):
+            shown = self._push(id)
+            if shown is None:
+                break
+            yield Piece(shown, id)
+            if done.finish_reason == "stop":
+                return
+        else:
+            done.finish_reason = "stop" if self.sampler.is_done else "length"
+        yield Piece(self._rest(), None)
+
+    def submit(self, scheduler: Scheduler) -> Tokens:
+        """The answer's sequence, made beside others; it is to be followed."""
+        return scheduler.submit(
+            self.completion.prompt_ids,
+            self.sampler,
+            self.max_tokens,
+            ends=self.ends,
+            lookup=self.lookup,
+            banned=self.banned,
+            kind=self.kind,
+        )
+
+    def follow(self, progress: Progress, scheduler: Scheduler) -> list[Piece]:
+        """Take in what a step brought -> its pieces; raises what the sampler did."""
+        done, sequence = self.completion, progress.sequence
+        done.timings.cached_tokens = sequence.n_cached
+        if sequence.error:
+            raise sequence.error
+        pieces = []
+        for id in progress.ids:
+            shown = self._push(id)
+            if shown is None:
+                break
+            pieces.append(Piece(shown, id))
+            if done.finish_reason == "stop":
+                scheduler.cancel(sequence)
+                return pieces
+        if progress.finish_reason:
+            done.finish_reason = progress.finish_reason
+            pieces.append(Piece(self._rest(), None))
+        return pieces
+
+    @property
+    def is_over(self) -> bool:
+        return self.completion.finish_reason != "cancelled"
+
+    def _push(self, id: int) -> str | None:
+        """The text that a token makes certain; None for one that ends the answer."""
+        self._clock()
+        done = self.completion
+        if id in self.ends:
+            done.finish_reason = "stop"
+            return None
+        done.ids.append(id)
+        shown, stopped = self.stops.push(self.text.push(id))
+        done.text += shown
+        if stopped:
+            done.finish_reason = "stop"
+        return shown
+
+    def _rest(self) -> str:
+        """What was held back; nothing after a stop string."""
+        rest, _ = self.stops.push(self.text.flush())
+        rest += self.stops.flush()
+        self.completion.text += rest
+        return rest
+
+    def _clock(self) -> None:
+        timings, now = self.completion.timings, time.perf_counter()
+        if not timings.generated_tokens:
+            timings.prompt_seconds, self.started = now - self.started, now
+        timings.generated_tokens += 1
+        timings.generate_seconds = now - self.started
+        if self.lookup:
+            timings.drafted_tokens, timings.accepted_tokens = self.lookup.drafted, self.lookup.accepted

@@ -1,0 +1,157 @@
+"""Answers of any threads side by side on one model: a thread of its own makes them, in steps that they share.
+
+Knows no event loop, and no model: answers go in, and what becomes of them goes to those who listen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from edgellm.answer import Answer, Completion, Piece
+from edgellm.errors import EdgeError
+from edgellm.scheduler import Progress, Scheduler
+from edgellm.sequence import Sequence
+
+Event = Piece | Completion | Exception
+"""Of one answer: its pieces, and as the last event the completion, or what was raised."""
+Listener = Callable[[Event], object]
+"""Called in the engine's thread, or in the one that cancels. Everybody waits for it: it puts the event into a queue,
+say, and returns. If it raises, its answer is cancelled."""
+
+
+class Job:
+    """An answer that an engine has been given."""
+
+    def __init__(self, engine: Engine, answer: Answer, listener: Listener) -> None:
+        self._engine, self.answer, self._listener = engine, answer, listener
+        self.sequence: Sequence | None = None
+        self.is_over = False
+
+    def cancel(self) -> None:
+        """Stop the answer, at any token, or do nothing if it is over. Any thread may; it waits for no step.
+
+        The last event is a completion with what came so far, and the reason "cancelled". It grows no more.
+        """
+        self._engine._cancel(self)
+
+    def tell(self, event: Event) -> None:
+        """For the engine, which holds its lock. Nothing is told after the last event."""
+        if self.is_over:
+            return
+        self.is_over = not isinstance(event, Piece)
+        try:
+            self._listener(event)
+        except Exception:
+            # Nobody listens any more, as when an event loop is closed.
+            self._engine._cancel(self)
+
+
+class Engine:
+    """Its thread starts with the first answer, sleeps when there is none to make, and ends with `close`."""
+
+    def __init__(self, new_scheduler: Callable[[], Scheduler]) -> None:
+        self._new_scheduler = new_scheduler
+        self._changed = threading.Condition()
+        """Its lock guards what follows, and every answer that is not over."""
+        self._coming: deque[Job] = deque()
+        self._going: deque[Job] = deque()
+        self._under_way: dict[Sequence, Job] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, answer: Answer, listener: Listener) -> Job:
+        """Make an answer, as soon as there is room: with the tokens that it would have alone. Returns at once.
+
+        Any thread may call it. Raises EdgeError after `close`.
+        """
+        job = Job(self, answer, listener)
+        with self._changed:
+            if self._closed:
+                raise EdgeError("the model is closed; load it again")
+            self._coming.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="edgellm-engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return job
+
+    def close(self) -> None:
+        """Stop all answers, which end with an EdgeError; the thread has ended when it returns."""
+        with self._changed:
+            self._closed = True
+            self._end_all(EdgeError("the model was closed before the answer was complete"))
+            self._changed.notify()
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _cancel(self, job: Job) -> None:
+        with self._changed:
+            if not job.is_over:
+                self._going.append(job)
+                job.tell(job.answer.completion)
+                self._changed.notify()
+
+    def _work(self) -> None:
+        while not self._closed:
+            scheduler = self._new_scheduler()
+            try:
+                while self._admit(scheduler):
+                    if scheduler.is_busy:
+                        self._tell(scheduler.step(), scheduler)
+                    else:
+                        scheduler.rest()
+                        self._wait()
+            except Exception as error:
+                # Whatever it is, those who wait must hear of it; what comes later begins anew.
+                self._end_all(error)
+            finally:
+                scheduler.close()
+
+    def _admit(self, scheduler: Scheduler) -> bool:
+        """Take in what has come and what has gone; False after `close`."""
+        with self._changed:
+            while self._coming:
+                job = self._coming.popleft()
+                if not job.is_over:
+                    job.sequence = job.answer.submit(scheduler)
+                    self._under_way[job.sequence] = job
+            while self._going:
+                self._forget(self._going.popleft(), scheduler)
+            return not self._closed
+
+    def _wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._coming or self._going)
+
+    def _tell(self, progresses: list[Progress], scheduler: Scheduler) -> None:
+        for progress in progresses:
+            with self._changed:
+                job = self._under_way.get(progress.sequence)
+                if job is None or job.is_over:
+                    continue
+                try:
+                    pieces = job.answer.follow(progress, scheduler)
+                except Exception as error:
+                    job.tell(error)
+                else:
+                    for piece in pieces:
+                        job.tell(piece)
+                    if job.answer.is_over:
+                        job.tell(job.answer.completion)
+                if job.is_over:
+                    self._forget(job, scheduler)
+
+    def _forget(self, job: Job, scheduler: Scheduler) -> None:
+        if job.sequence and job.sequence in self._under_way:
+            del self._under_way[job.sequence]
+            scheduler.cancel(job.sequence)
+
+    def _end_all(self, error: Exception) -> None:
+        with self._changed:
+            for job in (*self._under_way.values(), *self._coming):
+                job.tell(error)
+            self._under_way.clear()
+            self._coming.clear()
+            self._going.clear()

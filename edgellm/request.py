@@ -1,0 +1,156 @@
+"""What is asked of an answer, checked, and the answer that is begun for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from edgellm.answer import Answer, Completion, Timings
+from edgellm.banned import Banned
+from edgellm.breakers import breakers
+from edgellm.errors import ArgumentError, EdgeError
+from edgellm.generate import check_room
+from edgellm.logprobs import Recorder, Scored
+from edgellm.lookup import Lookup
+from edgellm.overflow import check_policy, fits, most_left, without_oldest
+from edgellm.sampling import Chooser, Sampler, SamplingParams
+from edgellm.sequence import Sequence as Tokens
+from edgellm.text_stream import StopStrings, TextStream
+from edgellm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.structured.constraint import LogitsProcessor, Vocabulary
+    from edgellm.structured.json_schema import JsonSchema
+
+GRAMMARS = ("json_schema", "regex", "choices", "grammar")
+"""Options that say what an answer must be."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `Model.stream`."""
+
+    params: SamplingParams
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    overflow: str = "error"
+    speculate: int = 0
+    banned_strings: Sequence[str] = ()
+    json_schema: JsonSchema | None = None
+    regex: str | None = None
+    choices: Sequence[str] | None = None
+    grammar: str | None = None
+    logits_processors: Sequence[LogitsProcessor] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Request:
+        """Out of keyword arguments; those that are not fields are of SamplingParams, or raise TypeError."""
+        own = cls.__dataclass_fields__.keys() - {"params"}
+        sampling = {name: value for name, value in options.items() if name not in own}
+        return cls(_params(sampling), **{name: value for name, value in options.items() if name in own})
+
+
+class Answers:
+    """Begins the answers of one model."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, context_length: int, ends: Sequence[int]) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._context_length, self._ends = context_length, ends
+        self._breakers = lru_cache(8)(partial(breakers, tokenizer))
+
+    def begin(self, prompt_ids: Sequence[int], request: Request) -> Answer:
+        """Raises ArgumentError, UnsupportedError or ContextOverflowError for what cannot be answered."""
+        self.check(prompt_ids)
+        n_given, prompt_ids = len(prompt_ids), self._fitted(prompt_ids, request)
+        check_room(len(prompt_ids), request.max_tokens or 0, self._context_length)
+        _at_least_0("speculate", request.speculate)
+        done = Completion(
+            "", [], "cancelled", prompt_ids, Timings(prompt_tokens=len(prompt_ids)),
+            dropped_tokens=n_given - len(prompt_ids),
+        )  # fmt: skip
+        sampler = self._chooser(request)
+        if request.logprobs is not None:
+            sampler = Recorder(sampler, _at_least_0("logprobs", request.logprobs), done.logprobs)
+        kind: Callable[..., Tokens] = Tokens
+        if request.prompt_logprobs is not None:
+            n_top = _at_least_0("prompt_logprobs", request.prompt_logprobs)
+            kind = partial(Scored, n_top=n_top, found=done.prompt_logprobs)
+        return Answer(
+            done,
+            sampler,
+            StopStrings(_texts(request.stop)),
+            TextStream(self._tokenizer, prompt_ids),
+            request.max_tokens,
+            () if request.ignore_eos else self._ends,
+            Lookup(request.speculate) if request.speculate else None,
+            Banned(self._tokenizer, banned) if (banned := _texts(request.banned_strings)) else None,
+            kind,
+        )
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises ArgumentError for no ids, or what is none."""
+        if not len(ids):
+            raise ArgumentError("there are no tokens to begin with, and this model adds none; give some text")
+        if not all(0 <= id < self._vocab_size for id in ids):
+            raise ArgumentError(f"token ids from {min(ids)} to {max(ids)}; expected 0 to {self._vocab_size - 1}")
+
+    def _fitted(self, ids: Sequence[int], request: Request) -> list[int]:
+        check_policy(request.overflow)
+        if request.overflow == "error" or fits(len(ids), request.max_tokens, self._context_length):
+            return list(ids)
+        most = most_left(request.max_tokens, self._context_length)
+        return without_oldest(ids, int(ids[0] == self._tokenizer.bos_id), most)
+
+    def _chooser(self, request: Request) -> Chooser:
+        sampler = self._sampler(request.params)
+        asked = {name: getattr(request, name) for name in GRAMMARS}
+        if not request.logits_processors and all(value is None for value in asked.values()):
+            return sampler
+        # Imported where it is asked for: it takes as long as some tokens.
+        from edgellm.structured.constraint import Constraint, GuidedSampler, grammar_for
+
+        wanted = grammar_for(**asked)
+        if wanted and request.ignore_eos:
+            raise ArgumentError(f"{wanted.kind} and ignore_eos are both given; an answer ends where it is complete")
+        if wanted and request.banned_strings:
+            raise ArgumentError(
+                f"{wanted.kind} and banned strings are both given; say in the {wanted.kind} what may come"
+            )
+        constraint = Constraint(self._vocabulary, wanted) if wanted else None
+        return GuidedSampler(sampler, request.logits_processors, constraint)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        from edgellm.structured.constraint import Vocabulary
+
+        return Vocabulary(self._tokenizer)
+
+    def _sampler(self, params: SamplingParams) -> Sampler:
+        if bad := [id for id in params.logit_bias if not 0 <= id < self._vocab_size]:
+            raise ArgumentError(f"logit_bias has token id {bad[0]}; expected 0 to {self._vocab_size - 1}")
+        return Sampler(params, self._breakers(tuple(params.dry_sequence_breakers)) if params.dry_multiplier else None)
+
+
+def _at_least_0(name: str, n_tokens: int) -> int:
+    if n_tokens < 0:
+        raise ArgumentError(f"{name} is {n_tokens}; expected 0 or more tokens")
+    return n_tokens
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _params(sampling: dict[str, Any]) -> SamplingParams:
+    try:
+        return SamplingParams(**sampling)
+    except TypeError as error:
+        if isinstance(error, EdgeError):
+            raise
+        known = ", ".join(SamplingParams.__dataclass_fields__)
+        raise TypeError(f"unknown or mistyped sampling option in {sampling}; known: {known}") from error
