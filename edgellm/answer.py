@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgellm.banned import Banned
 from edgellm.generate import Slot, generate
@@ -60,6 +60,10 @@ class Completion:
     timings: Timings
     tool_calls: list[ToolCall] = field(default_factory=list)
     """What the model asks for, in a chat with `tools`; `text` is without them."""
+    dropped_tokens: int = 0
+    """With overflow="shift": the oldest tokens of the prompt, for which there was no room; `prompt_ids` is without."""
+    dropped_messages: Sequence[Mapping[str, Any]] = ()
+    """With overflow="shift", in a chat: the oldest messages, without which the answer was made."""
     logprobs: list[Logprob] = field(default_factory=list)
     """With `logprobs`: of each of `ids`, and perhaps of the token that ended the answer."""
     prompt_logprobs: list[Logprob] = field(default_factory=list)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm import backends, catalog, store
+from edgellm import __version__, backends, cache_file, catalog, store
 from edgellm.answer import Answer, Completion, Piece, Stream, Timings, Turn
 from edgellm.arrays import F32
 from edgellm.backends import Backend
@@ -26,6 +25,7 @@ from edgellm.footprint import Footprint, available_memory
 from edgellm.generate import Slot, check_room
 from edgellm.loading import open_model, open_tokenizer
 from edgellm.logprobs import Logprob
+from edgellm.prefix_cache import PrefixCache
 from edgellm.request import Answers, Request
 from edgellm.samplers import checked
 from edgellm.scheduler import Scheduler
@@ -48,12 +48,15 @@ def load(
     context_length: int | None = None,
     n_threads: int | None = None,
     at_once: int = 16,
+    cache_bytes: int | None = None,
 ) -> Model:
     """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
 
     `context_length` is the most tokens of a prompt with its answer; by default the model's, at most 8192. `n_threads`
     is by default all there are. Of the answers of `submit_ids`, up to `at_once` are made in a step, each in a cache of
-    its own. Raises an EdgeError that says what is wrong and what to do.
+    its own. What recent prompts and answers left in memory is used by those that begin alike: at most `cache_bytes` of
+    it, by default what one full context takes, besides what open chats hold. Raises an EdgeError that says what is
+    wrong and what to do.
     """
     return Model(
         store.resolve(os.fspath(model)),
@@ -61,6 +64,7 @@ def load(
         context_length=context_length,
         n_threads=n_threads,
         at_once=at_once,
+        cache_bytes=cache_bytes,
     )
 
 
@@ -78,10 +82,13 @@ class Model:
         context_length: int | None = None,
         n_threads: int | None = None,
         at_once: int = 16,
+        cache_bytes: int | None = None,
     ) -> None:
         path = Path(path)
         if n_threads is not None and n_threads < 1:
             raise ArgumentError(f"n_threads is {n_threads}; expected 1 or more")
+        if cache_bytes is not None and cache_bytes < 0:
+            raise ArgumentError(f"cache_bytes is {cache_bytes}; expected 0 or more")
         name = backend or backends.best()
         backend_class = backends.get(name)
         loaded = open_model(path)
@@ -101,10 +108,10 @@ class Model:
         self._backend: Backend = Locked(
             backend_class(loaded.architecture, config, self._file.tensors, self.context_length, n_threads)
         )
-        self._idle: Slot | None = None
-        self._lock, self._closed = threading.Lock(), False
+        self.prefix_cache = PrefixCache(self._backend, self.context_length, cache_bytes)
+        self._closed = False
         self._answers = Answers(self.tokenizer, config.vocab_size, self.context_length, info.eos_ids)
-        self._engine = Engine(partial(Scheduler, self._backend, self.context_length, at_once))
+        self._engine = Engine(partial(Scheduler, self._backend, self.context_length, at_once, self.prefix_cache))
         weakref.finalize(self, self._engine.close)
         try:
             self.footprint.check(available_memory(), self.context_length)
@@ -136,6 +143,7 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        overflow: str = "error",
         speculate: int = 0,
         banned_strings: Sequence[str] = (),
         json_schema: JsonSchema | None = None,
@@ -152,8 +160,11 @@ class Model:
         Special tokens written in the prompt count as such. Without `max_tokens` the answer goes on until the model
         ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
         prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. The answer has
-        none of the `banned_strings`: it goes back to where one began, and on in another way. Raises
-        ContextOverflowError before the first piece when they do not fit.
+        none of the `banned_strings`: it goes back to where one began, and on in another way.
+
+        Raises ContextOverflowError before the first piece when prompt and `max_tokens` do not fit the context, unless
+        `overflow` is "shift": then the prompt's oldest tokens are left out, and the completion's `dropped_tokens` says
+        how many; three quarters of the context stay, or less for a longer answer, and BOS.
 
         At most one of `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` and `grammar`
         (GBNF) says what an answer must be: one that ends by itself is, one that is cut is the beginning of such a one.
@@ -168,6 +179,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             ignore_eos=ignore_eos,
+            overflow=overflow,
             speculate=speculate,
             banned_strings=banned_strings,
             json_schema=json_schema,
@@ -180,10 +192,11 @@ class Model:
             **sampling,
         )
 
-    def stream_ids(self, prompt_ids: Sequence[int], *, slot: Slot | None = None, **options: Any) -> Stream:
-        """As `stream`, from at least one token id; with `slot` in that slot's cache, without in one that is idle."""
+    def stream_ids(self, prompt_ids: Sequence[int], *, keeper: object = None, **options: Any) -> Stream:
+        """As `stream`, from at least one token id; what the answer leaves in memory stays there for a `keeper`, until
+        that object is gone or released (`prefix_cache.release`)."""
         answer = self._answers.begin(prompt_ids, Request.of(options))
-        return Stream(self._pieces(answer, slot), answer.completion)
+        return Stream(self._pieces(answer, keeper), answer.completion)
 
     async def agenerate(self, prompt: str, **options: Any) -> Completion:
         """As `generate`, to be awaited; cancelling the task stops the answer at any token. See `astream`."""
@@ -274,7 +287,7 @@ class Model:
 
     def _batch(self, answers: list[Answer], at_once: int) -> list[Completion]:
         self._check_open()
-        scheduler = Scheduler(self._backend, self.context_length, at_once)
+        scheduler = Scheduler(self._backend, self.context_length, at_once, self.prefix_cache)
         try:
             under_way = {answer.submit(scheduler): answer for answer in answers}
             while scheduler.is_busy:
@@ -284,28 +297,53 @@ class Model:
             scheduler.close()
         return [answer.completion for answer in answers]
 
-    def _pieces(self, answer: Answer, slot: Slot | None) -> Iterator[Piece]:
-        used = slot or self._borrow()
+    def _pieces(self, answer: Answer, keeper: object) -> Iterator[Piece]:
+        self._check_open()
+        slot = self.prefix_cache.take(answer.completion.prompt_ids, keeper)
         try:
-            yield from answer.pieces(used)
+            yield from answer.pieces(slot)
         finally:
-            if slot is None:
-                self._give_back(used)
+            self.prefix_cache.put(slot, keeper)
 
-    def _borrow(self) -> Slot:
-        """The idle slot, which holds the last answer's tokens, or a new one."""
-        with self._lock:
-            idle, self._idle = self._idle, None
-        return idle or self.open_slot()
+    def save_cache(
+        self, path: str | os.PathLike[str], *, keeper: object = None, extra: Mapping[str, Any] | None = None
+    ) -> int:
+        """Write what the last answer, or that of a `keeper`, left in memory, to a file for `load_cache`: those tokens
+        need not be evaluated again. Returns how many there are.
 
-    def _give_back(self, slot: Slot) -> None:
-        with self._lock:
-            unused, self._idle = self._idle, slot
-        if unused:
-            unused.close()
+        `extra`, which JSON can hold, is kept too. Raises ArgumentError if there is nothing, or it cannot be written.
+        """
+        with self.prefix_cache.latest(keeper) as slot:
+            if slot is None or not slot.ids:
+                raise ArgumentError(f"nothing is there that {path} could keep; make an answer first")
+            cache_file.write(Path(path), self._bound_to, slot, extra or {})
+            return len(slot.ids)
+
+    def load_cache(self, path: str | os.PathLike[str], *, keeper: object = None) -> cache_file.Saved:
+        """Read what `save_cache` wrote, for prompts that begin so.
+
+        Raises ArgumentError for a file that is damaged, or was written with another model, backend or context length.
+        """
+        saved = cache_file.read(Path(path), self._bound_to, self.config.vocab_size)
+        slot = self.open_slot()
+        try:
+            cache_file.restore(Path(path), saved, slot)
+        except BaseException:
+            slot.close()
+            raise
+        self.prefix_cache.put(slot, keeper)
+        return saved
+
+    @cached_property
+    def _bound_to(self) -> dict[str, Any]:
+        """What a cache is good for."""
+        return {
+            "fingerprint": self.fingerprint, "backend": self.backend_name, "layout": self._backend.CACHE_LAYOUT,
+            "edgellm": __version__, "context_length": self.context_length,
+        }  # fmt: skip
 
     def open_slot(self) -> Slot:
-        """A slot of one's own, for a conversation that keeps its cache; raises EdgeError after `close`."""
+        """A slot of one's own; raises EdgeError after `close`."""
         self._check_open()
         return Slot(self._backend, self.context_length)
 
@@ -361,7 +399,8 @@ class Model:
         return self.tokenizer.decode(ids)
 
     def close(self) -> None:
-        self._closed, self._idle = True, None
+        self._closed = True
+        self.prefix_cache.close()
         self._engine.close()
         self._backend.close()
         self._file.close()

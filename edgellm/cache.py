@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,8 @@ class Ring:
         shape = ring_shape(layer, context_length, max_rows)
         self.capacity, self._arrays = shape[0], [untouched(shape) for _ in range(layer.n_arrays)]
 
-    def copy(self, other: Ring, length: int) -> None:
-        """Take over the positions before `length`, as far as the other ring still has them."""
-        for mine, theirs in zip(self._arrays, other._arrays, strict=True):
-            mine[:length] = theirs[:length]
+    def parts(self, length: int) -> list[Array]:
+        return [array[:length] for array in self._arrays]
 
     def append(self, positions: I32, *values: F32) -> None:
         """An array each of (rows, n_kv_heads * head_dim)."""
@@ -73,23 +71,37 @@ class Held:
         """Hold what was reserved last."""
         self.length += self._reserved
 
-    def trim(self, length: int) -> int:
-        """Keep the first `length` tokens, or none if a window has lost what the token after them would see."""
+    def kept(self, length: int) -> int:
+        """`length`, or 0 if a window has lost what the token after so many would see."""
         lost = any(self._written > capacity and self._written - length > capacity - window
                    for capacity, window in self._rings)  # fmt: skip
-        self.length = 0 if lost else length
+        return 0 if lost else length
+
+    def trim(self, length: int) -> int:
+        """Keep the first `length` tokens, or none, as `kept` says."""
+        self.length = self.kept(length)
         if self.length == 0:
             self._written = 0
         return self.length
 
-    def copy(self, other: Any, length: int) -> int:
+    def copy(self, other: Held, length: int) -> int:
         """Hold the first `length` tokens of another slot; return how many are held, as of `trim`."""
-        self._copy_rings(other, length)
+        for mine, theirs in zip(self.parts(length), other.parts(length), strict=True):
+            mine[:] = theirs
         self._written, self.length = other._written, other.length
         return self.trim(length)
 
-    def _copy_rings(self, other: Any, length: int) -> None:
-        """The positions before `length` stand in a ring's first places, or all of it is copied."""
+    def content(self) -> tuple[int, list[Array]]:
+        """How many positions were ever written, and what is remembered of the tokens held."""
+        return self._written, self.parts(self.length)
+
+    def restore(self, length: int, written: int) -> list[Array]:
+        """Hold `length` tokens, whose `content` the caller puts into the arrays returned."""
+        self.length, self._written = length, written
+        return self.parts(length)
+
+    def parts(self, length: int) -> list[Array]:
+        """Views into the slot's memory: the positions before `length` in a ring's first places, or all of the ring."""
         raise NotImplementedError
 
 
@@ -100,9 +112,8 @@ class SlotCache(Held):
         self.rings = [Ring(layer, context_length, max_rows) for layer in layers]
         super().__init__([(ring.capacity, ring.window) for ring in self.rings])
 
-    def _copy_rings(self, other: Any, length: int) -> None:
-        for ring, theirs in zip(self.rings, other.rings, strict=True):
-            ring.copy(theirs, length)
+    def parts(self, length: int) -> list[Array]:
+        return [part for ring in self.rings for part in ring.parts(length)]
 
 
 H = TypeVar("H", bound=Held)
@@ -131,9 +142,19 @@ class Slots(Generic[H]):
     def trim(self, slot: int, length: int) -> int:
         return self._slots[slot].trim(length)
 
+    def kept(self, slot: int, length: int) -> int:
+        return self._slots[slot].kept(length)
+
     def copy(self, source: int, target: int, length: int) -> int:
         assert length <= self._slots[source].length
         return self._slots[target].copy(self._slots[source], length)
+
+    def content(self, slot: int) -> tuple[int, list[Array]]:
+        return self._slots[slot].content()
+
+    def restore(self, slot: int, length: int, written: int) -> list[Array]:
+        assert length <= self._context_length
+        return self._slots[slot].restore(length, written)
 
     def _begin(self, step: Step) -> None:
         """Kernels write where the step says, unchecked: its rows must follow what is held, and fit."""

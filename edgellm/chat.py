@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgellm.answer import Answer, Completion, Piece, Stream, Turn
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
+from edgellm.overflow import check_policy, fits, most_left
 from edgellm.thoughts import is_thought_open
 from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instructions, style_of
 
@@ -26,14 +29,13 @@ class Chat:
     def __init__(self, model: Model, system: str | None = None) -> None:
         self._model = model
         self._prompt = ChatPrompt(model.tokenizer, chat_template(model))
-        self._slot = model.open_slot()
-        self._finalizer = weakref.finalize(self, self._slot.close)
+        self._left_out: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the conversation that the cache holds."""
-        return len(self._slot.ids)
+        """Tokens of the conversation that the cache holds; 0 while an answer is under way."""
+        return len(self._model.prefix_cache.tokens_of(self))
 
     @property
     def is_thinking(self) -> bool:
@@ -53,14 +55,16 @@ class Chat:
         """Say something; yields the answer piece by piece. Takes the options of Model.generate.
 
         Both turns are added to `messages` when the answer has begun; one that is stopped early stays as far as it came.
-        Raises ContextOverflowError, with the chat as it was, when the conversation does not fit the context any more.
+        Raises ContextOverflowError, with the chat as it was, when the conversation does not fit the context any more,
+        unless `overflow` is "shift": then the model does not see the oldest turns, which stay in `messages`, and of
+        which the completion's `dropped_messages` tells. The system message stays, and the last one must fit.
 
         `tools` are functions that the model may ask for, as OpenAI's API has them: the answer's `tool_calls`, whose
         results are sent with the role "tool". `tool_choice` is "auto", "none", "required", or the name of a function:
         with the last two the answer is a call, and its arguments are what their schema allows.
         """
         messages, asked = self._ask(text, role, tools, tool_choice, options)
-        stream = self._model.stream_ids(asked.ids, slot=self._slot, **options)
+        stream = self._model.stream_ids(asked.ids, keeper=self, **options)
         return Stream(_shown(stream, self._turn(messages, asked, stream.completion)), stream.completion)
 
     async def asend(self, text: str, **options: Any) -> Completion:
@@ -87,25 +91,65 @@ class Chat:
     def _ask(
         self, text: str, role: str, tools: Tools, tool_choice: str, options: dict[str, Any]
     ) -> tuple[list[dict[str, Any]], Question]:
-        """The messages with a new one, and what they ask; a call that is asked for is put into `options`."""
+        """The messages with a new one, and what they ask, or with overflow="shift" those that fit. A call that is asked
+        for is put into `options`, and what is to become of messages that do not fit is taken out."""
         if role not in ("user", "tool"):
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
-        asked = question(self._model, self._prompt, messages, tools, tool_choice)
+        ask = partial(question, self._model, self._prompt, tools=tools, tool_choice=tool_choice)
+        check_policy(overflow := options.pop("overflow", "error"))
+        asked = self._fitted(messages, ask, options.get("max_tokens")) if overflow == "shift" else ask(messages)
         if asked.grammar:
             if options.get("grammar") is not None:
                 raise ArgumentError("grammar and tool_choice are both given; expected one of them")
             options["grammar"] = asked.grammar
         return messages, asked
 
+    def _fitted(
+        self, messages: list[dict[str, Any]], ask: Callable[[list[dict[str, Any]]], Question], max_tokens: int | None
+    ) -> Question:
+        """What the messages ask, without the oldest turns if it must be; those that were left out before stay out."""
+        system, turns = _parted(messages)
+
+        def seen(begin: int) -> Question:
+            return ask([*system, *turns[begin:]])
+
+        begin = len(self._left_out) if turns[: len(self._left_out)] == self._left_out else 0
+        asked, context_length = seen(begin), self._model.context_length
+        if not fits(len(asked.ids), max_tokens, context_length):
+            begins = [i for i, message in enumerate(turns) if message["role"] == "user" and i > begin] or [begin]
+            most = most_left(max_tokens, context_length)
+            enough = bisect_left(begins, True, hi=len(begins) - 1, key=lambda each: len(seen(each).ids) <= most)
+            begin = begins[enough]
+            asked = seen(begin)
+        return replace(asked, left_out=turns[:begin])
+
     def _turn(self, messages: list[dict[str, Any]], asked: Question, answer: Completion) -> Turn:
+        self._left_out = answer.dropped_messages = asked.left_out
         if asked.style is None:
             return _Turn(self, messages, answer)
         return _TurnWithCalls(self, messages, answer, asked, CallReader(asked.style))
 
+    def save_cache(self, path: str | os.PathLike[str]) -> int:
+        """Write what the model remembers of the conversation; returns how many tokens. See Model.save_cache."""
+        extra = {**self._prompt.state, "n_left_out": len(self._left_out)}
+        return self._model.save_cache(path, keeper=self, extra=extra)
+
+    def load_cache(self, path: str | os.PathLike[str]) -> int:
+        """Go on with what `save_cache` wrote, as far as `messages`, set before, begin so; returns how many tokens it
+        holds. Raises ArgumentError for a file that is damaged, or was written with another model, backend or context
+        length."""
+        saved = self._model.load_cache(path, keeper=self)
+        if saved.extra:  # else it was no chat that saved it
+            self._prompt.restore(saved.extra)
+            _, turns = _parted(self.messages)
+            n_left_out = saved.extra.get("n_left_out")
+            self._left_out = turns[:n_left_out] if isinstance(n_left_out, int) else []
+        return len(saved.ids)
+
     def close(self) -> None:
-        """Give the cache's memory back."""
-        self._finalizer()
+        """Let the cache's memory go to other conversations."""
+        self._model.prefix_cache.release(self)
 
 
 def _shown(stream: Stream, turn: Turn) -> Iterator[Piece]:
@@ -178,6 +222,8 @@ class Question:
     """Of the style's signs those that are tokens of their own, which give no text."""
     grammar: Grammar | None = None
     """What the answer must be, if a call is asked for."""
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    """The oldest messages, for which there is no room."""
 
     def text(self, piece: Piece) -> str:
         """What the model wrote, signs of calls included."""
@@ -221,10 +267,16 @@ def _said(message: dict[str, Any], style: Style) -> dict[str, Any]:
     return {**others, "content": (message.get("content") or "") + said}
 
 
+def _parted(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The system's message, if there is one, and the others."""
+    n_system = int(messages[:1] != [] and messages[0]["role"] == "system")
+    return messages[:n_system], messages[n_system:]
+
+
 def _instructed(messages: list[dict[str, Any]], tools: Tools) -> list[dict[str, Any]]:
     """The messages with the tools in the system's."""
-    is_system = messages[0]["role"] == "system"
-    told, others = (messages[0]["content"] + "\n\n", messages[1:]) if is_system else ("", messages)
+    system, others = _parted(messages)
+    told = "".join(message["content"] + "\n\n" for message in system)
     return [{"role": "system", "content": told + instructions(tools)}, *others]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgellm.errors import ChatTemplateError
+from edgellm.errors import ArgumentError, ChatTemplateError
 from edgellm.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -110,6 +110,20 @@ class ChatPrompt:
         if "".join(map(stream.push, ids)) + stream.flush() == text:
             self._text += self.mask(text)
             self._ids = [*self._ids, *ids]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the next call of encode goes on from, as JSON can hold it: for `restore`."""
+        return {"text": self._text, "ids": self._ids}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another prompt was; raises ArgumentError for what is no state."""
+        text, ids, n_tokens = state.get("text"), state.get("ids"), self._tokenizer.n_tokens
+        if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < n_tokens for id in ids):
+            raise ArgumentError(f"what was kept of the conversation has the ids {str(ids)[:80]}; expected token ids")
+        if not isinstance(text, str):
+            raise ArgumentError(f"what was kept of the conversation has the text {str(text)[:80]}; expected a string")
+        self._text, self._ids = text, ids
 
     def render_masked(self, messages: Messages, add_generation_prompt: bool = True, tools: Tools = ()) -> str:
         masked = [self._mask_all(message) for message in messages]

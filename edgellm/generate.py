@@ -25,10 +25,20 @@ class Slot:
         self.max_rows = backend.MAX_ROWS
         """Most tokens of one step. A window's ring has room for as many besides, so they can be taken back."""
         self.ids: list[int] = []
+        self._most_held = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it has taken so far."""
+        return self.backend.bytes_of(self._most_held)
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of these tokens need not be evaluated: the common prefix, short of the last one."""
         return common(self.ids, ids[:-1])
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many tokens `reuse` would leave."""
+        return self.backend.kept(self.number, self.common(ids))
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Forget what is not a prefix of `ids`; return how many of them are left in the cache."""
@@ -49,8 +59,14 @@ class Slot:
         """Hold the first `length` tokens of another slot in place of one's own, or none if it has lost some of them;
         return how many are held."""
         kept = self.backend.copy(other.number, self.number, length)
-        self.ids = other.ids[:kept]
+        self.ids = []
+        self.hold(other.ids[:kept])
         return kept
+
+    def hold(self, ids: Sequence[int]) -> None:
+        """Note tokens that the backend holds for this slot, besides those before."""
+        self.ids.extend(ids)
+        self._most_held = max(self._most_held, len(self.ids))
 
     def extend(self, ids: Sequence[int], wanted: range | None = None) -> F32:
         """Evaluate more tokens in chunks: -> (len(wanted), vocab_size) logits, by default (1, ...) of the last token.
@@ -104,7 +120,7 @@ def evaluate(parts: Sequence[tuple[Slot, Sequence[int], range]], run: Callable[[
             slot.trim(len(slot.ids))
         raise
     for slot, ids, _ in parts:
-        slot.ids.extend(ids)
+        slot.hold(ids)
     return found
 
 
@@ -116,7 +132,7 @@ def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
         more = f" and {max_tokens} more" if max_tokens else ""
         raise ContextOverflowError(
             f"{n_prompt} tokens{more} do not fit: the context holds {context_length}; shorten the text, ask for fewer "
-            f"tokens, or load the model with a larger context"
+            f"tokens, load the model with a larger context, or let the oldest go (overflow: shift)"
         )
 
 

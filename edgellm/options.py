@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,12 @@ model_option = click.option(
     show_default=True,
     metavar="MODEL",
     help="Name of a model, .edge or .gguf file, or Hugging Face folder.",
+)
+prompt_cache_option = click.option(
+    "--prompt-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Do not evaluate again what FILE has of the prompt, if it is there; keep there what was evaluated.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -118,6 +125,13 @@ sampling_options = _stack(
     ),
     click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its answer."),
     click.option(
+        "--overflow",
+        type=click.Choice(["error", "shift"]),
+        default="error",
+        show_default=True,
+        help="What if the context is too short: say so, or leave out the oldest tokens or turns, and say that.",
+    ),
+    click.option(
         "--speculate",
         type=click.IntRange(0),
         default=0,
@@ -193,7 +207,7 @@ def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     params = click.get_current_context().command.params
     sampling = [str(param.name) for param in params if isinstance(param, SamplingOption)]
     structure = ("json_schema", "regex", "choices", "grammar")
-    keys = ("max_tokens", "stop", "ignore_eos", "speculate", "banned_strings", *sampling, *structure)
+    keys = ("max_tokens", "stop", "ignore_eos", "overflow", "speculate", "banned_strings", *sampling, *structure)
     return {key: options[key] for key in keys}
 
 
@@ -201,6 +215,21 @@ def load_model(model: str, options: dict[str, Any]) -> Model:
     from edgellm.api import load
 
     return load(model, backend=options["backend"], context_length=options.get("ctx"), n_threads=options["threads"])
+
+
+@contextmanager
+def prompt_cache(model: Model, path: Path | None) -> Iterator[None]:
+    """Begin with what the file has; write it at the end, unless most of what is there then was in it."""
+    if path is None:
+        yield
+        return
+    from edgellm.generate import common
+
+    known = model.load_cache(path).ids if path.exists() else []
+    yield
+    now = model.prefix_cache.tokens_of()
+    if 4 * common(known, now) < 3 * len(now):
+        model.save_cache(path)
 
 
 def show_stats(timings: Timings) -> None:

@@ -34,11 +34,18 @@ PROMPT, CONTINUED, QUOTES = ">>> ", "... ", '"""'
 
 class Repl:
     def __init__(
-        self, model: Model, chat: Chat, screen: Screen, settings: dict[str, Any], saved: Path | None = None
+        self,
+        model: Model,
+        chat: Chat,
+        screen: Screen,
+        settings: dict[str, Any],
+        saved: Path | None = None,
+        saves_cache: bool = False,
     ) -> None:
-        """`settings` are options of Chat.stream; with `saved`, the conversation goes on from that file and into it."""
+        """`settings` are options of Chat.stream; with `saved`, the conversation goes on from that file and into it;
+        with `saves_cache`, files have beside them what the model remembers."""
         self._model, self._chat, self._screen, self._settings = model, chat, screen, settings
-        self._saved, self._last, self._read = saved, None, list[str]()
+        self._saved, self._saves_cache, self._last, self._read = saved, saves_cache, None, list[str]()
         self._line: Reader | None = None
         if saved is not None and saved.exists():
             self._load(saved)
@@ -90,12 +97,22 @@ class Repl:
                 self._read = []
 
     def _answer(self, text: str, **settings: Any) -> None:
+        before = len(self._last.dropped_messages) if self._last else 0
         with self._chat.stream(text, **{**self._settings, **settings}) as stream:
             self._last = stream.completion
+            if (n := len(self._last.dropped_messages)) > before:
+                self._screen.note(
+                    f"(the context is too short: the model does not see the oldest {n} messages any more)"
+                )
             with interruptions() as interrupted:
                 self._screen.answer(until(interrupted, stream), self._chat.is_thinking)
         if self._saved is not None:
             self._write(self._saved)
+
+    def leave(self) -> None:
+        """Write what the model remembers of a conversation that has a file: not after each answer, as it is large."""
+        if self._saved is not None:
+            self._write_cache(self._saved)
 
     @property
     def timings(self) -> Timings | None:
@@ -188,7 +205,9 @@ class Repl:
     def save(self, rest: str) -> None:
         """FILE: keep the conversation and what is set."""
         (name,) = words(rest, "/save", most=1)
-        self._write(Path(name).expanduser())
+        path = Path(name).expanduser()
+        self._write(path)
+        self._write_cache(path)
         self._screen.note(f"(saved {len(self._chat.messages)} messages to {name})")
 
     def load(self, rest: str) -> None:
@@ -211,11 +230,24 @@ class Repl:
         info, messages = self._model.info, self._chat.messages
         session.Session(info.name, self._model.fingerprint, messages, self._settings).write(path)
 
+    def _write_cache(self, path: Path) -> None:
+        if self._saves_cache and self._chat.n_tokens:
+            self._chat.save_cache(session.cache_path(path))
+
     def _load(self, path: Path) -> None:
         found = session.read(path, self._model.fingerprint)
         self._settings = checked({**self._settings, **restored(found.settings)})
         self._chat.messages = found.messages
         self._screen.note(f"(loaded {len(found.messages)} messages from {path})")
+        if session.cache_path(path).exists():
+            self._load_cache(session.cache_path(path))
+
+    def _load_cache(self, path: Path) -> None:
+        """A conversation goes on without it too."""
+        try:
+            self._chat.load_cache(path)
+        except EdgeError as error:
+            self._screen.note(f"({error}. The conversation is evaluated again.)")
 
     @contextmanager
     def _kept_if_nothing_comes(self) -> Iterator[None]:
@@ -309,9 +341,9 @@ def restored(settings: dict[str, Any]) -> dict[str, Any]:
 
 TEXT = (str, type(None))
 OTHERS: dict[str, tuple[type, ...]] = {
-    "max_tokens": (int, type(None)), "stop": (list, tuple), "ignore_eos": (bool,), "speculate": (int,),
-    "banned_strings": (list, tuple),
-    "json_schema": (dict, bool, *TEXT), "regex": TEXT, "choices": (list, type(None)), "grammar": TEXT,
+    "max_tokens": (int, type(None)), "stop": (list, tuple), "ignore_eos": (bool,), "overflow": (str,),
+    "speculate": (int,), "banned_strings": (list, tuple), "json_schema": (dict, bool, *TEXT), "regex": TEXT,
+    "choices": (list, type(None)), "grammar": TEXT,
 }  # fmt: skip
 """Settings that are not SamplingParams', and what they may be."""
 

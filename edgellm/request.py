@@ -14,6 +14,7 @@ from edgellm.errors import ArgumentError, EdgeError
 from edgellm.generate import check_room
 from edgellm.logprobs import Recorder, Scored
 from edgellm.lookup import Lookup
+from edgellm.overflow import check_policy, fits, most_left, without_oldest
 from edgellm.sampling import Chooser, Sampler, SamplingParams
 from edgellm.sequence import Sequence as Tokens
 from edgellm.text_stream import StopStrings, TextStream
@@ -35,6 +36,7 @@ class Request:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    overflow: str = "error"
     speculate: int = 0
     banned_strings: Sequence[str] = ()
     json_schema: JsonSchema | None = None
@@ -64,9 +66,13 @@ class Answers:
     def begin(self, prompt_ids: Sequence[int], request: Request) -> Answer:
         """Raises ArgumentError, UnsupportedError or ContextOverflowError for what cannot be answered."""
         self.check(prompt_ids)
+        n_given, prompt_ids = len(prompt_ids), self._fitted(prompt_ids, request)
         check_room(len(prompt_ids), request.max_tokens or 0, self._context_length)
         _at_least_0("speculate", request.speculate)
-        done = Completion("", [], "cancelled", list(prompt_ids), Timings(prompt_tokens=len(prompt_ids)))
+        done = Completion(
+            "", [], "cancelled", prompt_ids, Timings(prompt_tokens=len(prompt_ids)),
+            dropped_tokens=n_given - len(prompt_ids),
+        )  # fmt: skip
         sampler = self._chooser(request)
         if request.logprobs is not None:
             sampler = Recorder(sampler, _at_least_0("logprobs", request.logprobs), done.logprobs)
@@ -92,6 +98,13 @@ class Answers:
             raise ArgumentError("there are no tokens to begin with, and this model adds none; give some text")
         if not all(0 <= id < self._vocab_size for id in ids):
             raise ArgumentError(f"token ids from {min(ids)} to {max(ids)}; expected 0 to {self._vocab_size - 1}")
+
+    def _fitted(self, ids: Sequence[int], request: Request) -> list[int]:
+        check_policy(request.overflow)
+        if request.overflow == "error" or fits(len(ids), request.max_tokens, self._context_length):
+            return list(ids)
+        most = most_left(request.max_tokens, self._context_length)
+        return without_oldest(ids, int(ids[0] == self._tokenizer.bos_id), most)
 
     def _chooser(self, request: Request) -> Chooser:
         sampler = self._sampler(request.params)

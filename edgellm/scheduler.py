@@ -15,6 +15,7 @@ from edgellm.banned import Banned
 from edgellm.errors import ArgumentError
 from edgellm.generate import Slot, check_room, common, evaluate
 from edgellm.lookup import Lookup
+from edgellm.prefix_cache import PrefixCache
 from edgellm.sampling import Chooser
 from edgellm.sequence import Sequence
 
@@ -35,13 +36,17 @@ class Progress(NamedTuple):
 class Scheduler:
     """Sequences under way, each in a slot of its own, and those that wait for one."""
 
-    def __init__(self, backend: Backend, context_length: int, most_at_once: int = 16) -> None:
+    def __init__(
+        self, backend: Backend, context_length: int, most_at_once: int = 16, cache: PrefixCache | None = None
+    ) -> None:
+        """`cache` has what earlier sequences left, and gets what these leave; without one it is gone at `close`."""
         if not 1 <= most_at_once <= backend.MAX_ROWS:
             raise ArgumentError(f"{most_at_once} sequences at once; expected 1 to {backend.MAX_ROWS}")
         self._backend, self._context_length, self._most_at_once = backend, context_length, most_at_once
         self._waiting: deque[Sequence] = deque()
         self._slots: dict[Sequence, Slot] = {}
-        self._idle: list[Slot] = []
+        self._is_own_cache = cache is None
+        self._cache = cache or PrefixCache(backend, context_length)
 
     @property
     def is_busy(self) -> bool:
@@ -91,17 +96,18 @@ class Scheduler:
         return [*done, *self._take(wanted, found)]
 
     def rest(self) -> None:
-        """Give back the memory of the idle slots but the last one, whose sequence may go on soon."""
-        for slot in self._idle[:-1]:
-            slot.close()
-        del self._idle[:-1]
+        """Give back the memory of short idle slots but the last one, whose sequence may go on soon."""
+        self._cache.settle()
 
     def close(self) -> None:
         """Give the caches' memory back; what is not at its end is not reported any more."""
-        for slot in (*self._slots.values(), *self._idle):
-            slot.close()
+        for sequence in list(self._slots):
+            self._retire(sequence)
         self._waiting.clear()
-        self._slots, self._idle = {}, []
+        if self._is_own_cache:
+            self._cache.close()
+        else:
+            self._cache.settle()
 
     def _admit(self) -> Iterator[Progress]:
         """Give a slot to those that wait, the first first; some are at their end before they begin."""
@@ -121,21 +127,16 @@ class Scheduler:
         source = max(alike, key=alike.__getitem__, default=None)
         if source is None or self._slots[source].common(sequence.reusable) == alike[source]:
             return False
-        others = (*(slot for each, slot in self._slots.items() if each is not source), *self._idle)
-        return alike[source] - max((slot.common(sequence.reusable) for slot in others), default=0) >= WORTH_WAITING
+        others = (slot.common(sequence.reusable) for each, slot in self._slots.items() if each is not source)
+        return alike[source] - max(*others, self._cache.known(sequence.reusable), 0) >= WORTH_WAITING
 
     def _slot_with_prefix(self, sequence: Sequence) -> Slot:
-        """The idle slot that shares most, or a copy of what another one shares."""
-        slot = max(self._idle, key=lambda slot: slot.common(sequence.reusable), default=None)
-        if slot:
-            self._idle.remove(slot)
-        else:
-            slot = Slot(self._backend, self._context_length)
-        other = max(self._slots.values(), key=lambda slot: slot.common(sequence.reusable), default=slot)
-        if other.common(sequence.reusable) > slot.common(sequence.reusable):
-            sequence.n_cached = slot.copy(other, other.common(sequence.reusable))
-        else:
-            sequence.n_cached = slot.reuse(sequence.reusable)
+        """A slot of the cache, or a copy of what another sequence shares."""
+        slot = self._cache.take(sequence.reusable)
+        other = max(self._slots.values(), key=lambda slot: slot.known(sequence.reusable), default=slot)
+        if other.known(sequence.reusable) > len(slot.ids):
+            slot.copy(other, other.known(sequence.reusable))
+        sequence.n_cached = len(slot.ids)
         return slot
 
     def _share(self) -> Iterator[tuple[Sequence, list[int], int]]:
@@ -165,4 +166,4 @@ class Scheduler:
         """Its slot keeps the tokens for others that begin with them."""
         slot = self._slots.pop(sequence, None)
         if slot:
-            self._idle.append(slot)
+            self._cache.put(slot)

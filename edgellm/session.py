@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgellm.errors import ArgumentError
-from edgellm.shared import temporary_name
+from edgellm.shared import replacing
 
 FORMAT = 1
 LARGEST = 64_000_000
@@ -29,20 +28,14 @@ class Session:
 
     def write(self, path: Path) -> None:
         """All or nothing; raises ArgumentError where it cannot be written."""
-        part = temporary_name(path)
-        content = {"edgellm_session": FORMAT, **vars(self)}
-        try:
-            with open(part, "x", encoding="utf-8") as file:
-                json.dump(content, file, ensure_ascii=False, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except OSError as error:
-            raise ArgumentError(
-                f"{path} cannot be written: {error.strerror or error}; the old file is as it was"
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
+        content = json.dumps({"edgellm_session": FORMAT, **vars(self)}, ensure_ascii=False, indent=1)
+        with replacing(path) as file:
+            file.write(content.encode())
+
+
+def cache_path(path: Path) -> Path:
+    """Where what a model remembers of the conversation in a file is."""
+    return path.with_name(path.name + ".cache")
 
 
 def read(path: Path, fingerprint: str) -> Session:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from edgellm.errors import EdgeError
+from edgellm.errors import ArgumentError, EdgeError
 from edgellm.home import home
 
 
@@ -80,6 +80,25 @@ def _unwritable(folder: Path, error: OSError) -> EdgeError:
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that nobody else uses now."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` once all of it is on disk; raises ArgumentError where that cannot
+    be. Whatever goes wrong, the old file stays."""
+    part = temporary_name(path)
+    try:
+        with open(part, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise ArgumentError(
+            f"{path} cannot be written: {error.strerror or error}; the old file is as it was"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class Memo:

@@ -94,7 +94,7 @@ def test_generate_json():
     options = ["--temp", 0, "-n", 8, "--stop", " girl", "--stop", "zzz", "--ctx", 64, "-t", 1, "--backend", "reference"]
     run = edgellm("generate", "Once upon a time", "-m", BUNDLED, "--json", *options)
     done = json.loads(run.stdout)
-    assert set(done) == {"text", "ids", "prompt_ids", "finish_reason", "timings"}
+    assert set(done) == {"text", "ids", "prompt_ids", "finish_reason", "dropped_tokens", "timings"}
     assert (done["text"], done["finish_reason"]) == (", there was a little", "stop")
     assert done["prompt_ids"][0] == 1
 

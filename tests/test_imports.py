@@ -14,7 +14,7 @@ ROOT = Path(edgellm.__file__).parents[1]
 
 LAYERS = [
     ["errors", "arrays"],
-    ["config", "quant", "home", "footprint"],
+    ["config", "quant", "home", "footprint", "overflow"],
     ["tensor", "rope", "step", "catalog", "shared", "text_stream", "template_sandbox", "bpe", "tasks", "thoughts"],
     ["ops", "file", "tokenizer", "download", "isa"],
     ["architectures", "chat_template", "store"],
@@ -27,6 +27,7 @@ LAYERS = [
     ["sequence"],
     ["logprobs"],
     ["generate"],
+    ["prefix_cache", "cache_file"],
     ["scheduler", "beams"],
     ["answer"],
     ["request", "engine"],

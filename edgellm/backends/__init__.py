@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from edgellm.architectures import Architecture
-from edgellm.arrays import F32, I32
+from edgellm.arrays import F32, I32, Array
 from edgellm.errors import BackendError
 from edgellm.footprint import Footprint
 from edgellm.step import Step
@@ -23,6 +23,8 @@ class Backend(Protocol):
 
     MAX_ROWS: int
     """Most rows of one step."""
+    CACHE_LAYOUT: str
+    """What a slot's `content` is: another word where bytes come to stand elsewhere, or others are computed."""
     footprint: Footprint
 
     def __init__(
@@ -46,6 +48,19 @@ class Backend(Protocol):
     def copy(self, source: int, target: int, length: int) -> int:
         """Make a slot hold the first `length` tokens of another, in place of its own; return how many it holds:
         `length`, or 0 as `trim` does."""
+
+    def kept(self, slot: int, length: int) -> int:
+        """What `trim` would return."""
+
+    def bytes_of(self, n_tokens: int) -> int:
+        """Memory that a slot takes which has held so many tokens at most."""
+
+    def content(self, slot: int) -> tuple[int, list[Array]]:
+        """A number, and views of what a slot remembers, which are good until it changes: for `restore`."""
+
+    def restore(self, slot: int, length: int, written: int) -> list[Array]:
+        """Make a slot hold `length` tokens whose `content` had that number: -> views of its memory, of the same shapes,
+        into which the caller copies the arrays."""
 
     def run(self, step: Step) -> F32:
         """Evaluate the rows, append them to the caches: -> (wanted rows, vocab_size) logits."""

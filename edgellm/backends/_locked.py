@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from edgellm.arrays import F32, I32
+from edgellm.arrays import F32, I32, Array
 from edgellm.backends import Backend
 from edgellm.step import Step
 
@@ -15,6 +15,7 @@ class Locked:
     def __init__(self, backend: Backend) -> None:
         self._backend, self._lock = backend, threading.RLock()
         self.MAX_ROWS, self.footprint = backend.MAX_ROWS, backend.footprint
+        self.CACHE_LAYOUT, self.bytes_of = backend.CACHE_LAYOUT, backend.bytes_of
 
     def run(self, step: Step) -> F32:
         with self._lock:
@@ -43,6 +44,18 @@ class Locked:
     def copy(self, source: int, target: int, length: int) -> int:
         with self._lock:
             return self._backend.copy(source, target, length)
+
+    def kept(self, slot: int, length: int) -> int:
+        with self._lock:
+            return self._backend.kept(slot, length)
+
+    def content(self, slot: int) -> tuple[int, list[Array]]:
+        with self._lock:
+            return self._backend.content(slot)
+
+    def restore(self, slot: int, length: int, written: int) -> list[Array]:
+        with self._lock:
+            return self._backend.restore(slot, length, written)
 
     def close(self) -> None:
         with self._lock:

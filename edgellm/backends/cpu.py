@@ -84,6 +84,7 @@ def needed(formats: Iterable[str], most_rows: int, ops: Iterable[type[Op]] = tup
 
 class Backend(Slots["_Slot"]):
     MAX_ROWS = 128  # so that what ops leave for each other stays in the caches
+    CACHE_LAYOUT = "float16 1"
 
     def __init__(
         self,
@@ -129,6 +130,9 @@ class Backend(Slots["_Slot"]):
         self._kernels.get(self._needed(most_rows))
         self._records = _Lowering(self._kernels, self._plan, self._memory, most_rows).records()
         self._most_rows = most_rows
+
+    def bytes_of(self, n_tokens: int) -> int:
+        return sum(layer.bytes_of(n_tokens) for layer in self._memory.layers)
 
     def _new_slot(self) -> _Slot:
         return _Slot(self._memory.layers)
@@ -230,6 +234,11 @@ class _Layer:
     def ring(self) -> tuple[int, int]:
         return self.capacity, self.window or self.capacity
 
+    def bytes_of(self, n_tokens: int) -> int:
+        """Of whole blocks, as they are touched."""
+        places = min(self.capacity, -(-n_tokens // layout.KEY_BLOCK) * layout.KEY_BLOCK)
+        return places * ((self.end - self.keys) // self.capacity)
+
     def parts(self, memory: Array, length: int) -> list[Array]:
         """What the ring's first `length` places, or all, hold in a slot's memory: (heads, bytes) views."""
         if self.cache.n_arrays == 1:
@@ -246,10 +255,8 @@ class _Slot(Held):
         self._layers, self._memory = layers, _block(_slot_bytes(layers))
         self.address = address(self._memory)
 
-    def _copy_rings(self, other: _Slot, length: int) -> None:
-        for layer in self._layers:
-            for mine, theirs in zip(layer.parts(self._memory, length), layer.parts(other._memory, length), strict=True):
-                mine[:] = theirs
+    def parts(self, length: int) -> list[Array]:
+        return [part for layer in self._layers for part in layer.parts(self._memory, length)]
 
 
 def _slot_bytes(layers: list[_Layer]) -> int:

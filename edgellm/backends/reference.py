@@ -28,6 +28,7 @@ _ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 class Backend(Slots[SlotCache]):
     MAX_ROWS = 512
+    CACHE_LAYOUT = "float32 1"
 
     def __init__(
         self,
@@ -44,11 +45,15 @@ class Backend(Slots[SlotCache]):
         self._dense: dict[str, F32] = {}
         self.footprint = Footprint(
             weights=4 * sum(math.prod(tensor.shape) for tensor in tensors.values()),
-            cache=sum(
-                4 * layer.n_arrays * math.prod(ring_shape(layer, context_length, self.MAX_ROWS))
-                for layer in self._layers
-            ),
+            cache=self.bytes_of(context_length),
             arena=0,
+        )
+
+    def bytes_of(self, n_tokens: int) -> int:
+        shapes = ((layer, ring_shape(layer, self._context_length, self.MAX_ROWS)) for layer in self._layers)
+        return sum(
+            4 * layer.n_arrays * min(n_tokens, capacity) * n_kv_heads * head_dim
+            for layer, (capacity, n_kv_heads, head_dim) in shapes
         )
 
     def _new_slot(self) -> SlotCache:

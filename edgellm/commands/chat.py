@@ -13,6 +13,8 @@ from edgellm.options import (
     answer_options,
     load_model,
     model_option,
+    prompt_cache,
+    prompt_cache_option,
     runtime_options,
     sampling_options,
     show_stats,
@@ -30,12 +32,20 @@ from edgellm.options import (
     metavar="FILE",
     help="Go on with the conversation in FILE, if it is there, and keep it there.",
 )
+@click.option("--save-cache", is_flag=True, help="Keep beside a saved conversation, in FILE.cache, what was evaluated.")
+@prompt_cache_option
 @click.option("--hide-thoughts", is_flag=True, help="Do not show what the model thinks before it answers.")
 @sampling_options
 @structure_options
 @runtime_options
 def command(
-    prompt: str | None, model: str, system: str | None, session: Path | None, hide_thoughts: bool, **options: Any
+    prompt: str | None,
+    model: str,
+    system: str | None,
+    session: Path | None,
+    save_cache: bool,
+    hide_thoughts: bool,
+    **options: Any,
 ) -> None:
     """Chat with a model.
 
@@ -49,14 +59,15 @@ def command(
     from edgellm.repl import Repl
     from edgellm.screen import screen
 
-    with load_model(model, options) as loaded:
+    with load_model(model, options) as loaded, prompt_cache(loaded, options["prompt_cache"]):
         shown = screen()
         shown.shows_thoughts = not hide_thoughts
-        repl = Repl(loaded, loaded.chat(system), shown, answer_options(options), session)
+        repl = Repl(loaded, loaded.chat(system), shown, answer_options(options), session, save_cache)
         if question:
             repl.say(question)
         else:
             repl.run()
+        repl.leave()
         if options["stats"] and repl.timings:
             show_stats(repl.timings)
 

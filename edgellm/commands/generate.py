@@ -14,6 +14,8 @@ from edgellm.options import (
     json_option,
     load_model,
     model_option,
+    prompt_cache,
+    prompt_cache_option,
     runtime_options,
     sampling_options,
     show_stats,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @model_option
 @click.option("--answers", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Give N answers.")
+@prompt_cache_option
 @sampling_options
 @structure_options
 @runtime_options
@@ -38,11 +41,13 @@ def command(prompt: str, model: str, answers: int, as_json: bool, **options: Any
 
     With --answers, as many continuations are made at once; with --json there is one object a line.
     """
-    with load_model(model, options) as loaded:
+    with load_model(model, options) as loaded, prompt_cache(loaded, options["prompt_cache"]):
         if answers > 1:
             made = loaded.generate_many(prompt, answers, **answer_options(options))
         else:
             made = [_streamed(loaded, prompt, as_json, options)]
+    if n_dropped := made[0].dropped_tokens:
+        click.echo(f"[ the context is too short: the oldest {n_dropped} tokens of the prompt were left out ]", err=True)
     for i, done in enumerate(made):
         if as_json:
             click.echo(json.dumps(_fields(done)))
@@ -68,5 +73,6 @@ def _fields(done: Completion) -> dict[str, Any]:
         "ids": done.ids,
         "prompt_ids": done.prompt_ids,
         "finish_reason": done.finish_reason,
+        "dropped_tokens": done.dropped_tokens,
         "timings": asdict(done.timings),
     }

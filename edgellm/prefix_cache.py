@@ -1,0 +1,151 @@
+"""Slots at rest, by the tokens they hold: what a prompt has in common with one of them is not evaluated again.
+
+Any number of threads may use it. A slot is either in here or with the one who took it, and never changes in here.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edgellm.backends import Backend
+from edgellm.generate import Slot
+
+MOST_SLOTS = 16
+"""A slot reserves addresses for a full context, even if it takes little memory."""
+SHORT = 128
+"""Fewer tokens than these are soon evaluated again."""
+
+
+@dataclass(eq=False)
+class _Entry:
+    slot: Slot
+    keeper: weakref.ref[object] | None
+
+    def is_kept_by(self, keeper: object) -> bool:
+        return keeper is not None and self.keeper is not None and self.keeper() is keeper
+
+    @property
+    def is_free(self) -> bool:
+        return self.keeper is None or self.keeper() is None
+
+    @property
+    def is_short(self) -> bool:
+        return len(self.slot.ids) < SHORT
+
+
+class PrefixCache:
+    """Slots without a keeper take at most `most_bytes` of memory together, with the prompt for which one is taken: the
+    oldest are closed. A slot with a keeper, such as a Chat, stays as long as that object lives, or until `release`."""
+
+    def __init__(self, backend: Backend, context_length: int, most_bytes: int | None = None) -> None:
+        """By default they take no more than one full context, as one slot may anyway."""
+        self._backend, self._context_length = backend, context_length
+        self._most_bytes = backend.footprint.cache if most_bytes is None else most_bytes
+        self._entries: list[_Entry] = []  # the last used first
+        self._lock = threading.RLock()
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many of these tokens, the last one apart, some slot holds."""
+        with self._lock:
+            return max((entry.slot.known(ids) for entry in self._entries), default=0)
+
+    def tokens_of(self, keeper: object = None) -> list[int]:
+        """What that keeper's slot holds, without one the slot that was put last; nothing while it is taken."""
+        with self._lock:
+            found = self._latest(keeper)
+            return list(found.slot.ids) if found else []
+
+    def take(self, ids: Sequence[int], keeper: object = None) -> Slot:
+        """A slot that holds as many of these tokens as any does, short of the last, and no others.
+
+        It is the one that holds them, where most of what it has goes on; else what others need stays, and is copied.
+        """
+        with self._lock:
+            source = max(self._entries, key=lambda entry: entry.slot.known(ids), default=None)
+            n_known = source.slot.known(ids) if source else 0
+            if source and (source.is_free or source.is_kept_by(keeper)) and _goes_on(source, n_known):
+                slot = self._without(source)
+            else:
+                slot = self._spare(len(ids), keeper, source)
+            if source and n_known > slot.known(ids):
+                slot.copy(source.slot, n_known)
+            else:
+                slot.reuse(ids)
+            return slot
+
+    def put(self, slot: Slot, keeper: object = None) -> None:
+        """Take a slot in, in place of another one of that keeper."""
+        with self._lock:
+            self.release(keeper)
+            self._entries.insert(0, _Entry(slot, None if keeper is None else weakref.ref(keeper)))
+            self._tidy(self._most_bytes)
+
+    @contextmanager
+    def latest(self, keeper: object = None) -> Iterator[Slot | None]:
+        """The slot that was put last, or that of the keeper; nobody else has it meanwhile."""
+        with self._lock:
+            if found := self._latest(keeper):
+                self._entries.remove(found)
+        try:
+            yield found.slot if found else None
+        finally:
+            if found:
+                self.put(found.slot, found.keeper and found.keeper())
+
+    def release(self, keeper: object) -> None:
+        """The keeper needs its slot no longer."""
+        with self._lock:
+            for entry in self._entries:
+                if entry.is_kept_by(keeper):
+                    entry.keeper = None
+            self._tidy(self._most_bytes)
+
+    def settle(self) -> None:
+        """Close slots without a keeper that hold few tokens, but the last used."""
+        with self._lock:
+            for entry in [entry for entry in self._entries if entry.is_free and entry.is_short][1:]:
+                self._without(entry).close()
+
+    def close(self) -> None:
+        """Close what is in here, and all that is put in later."""
+        with self._lock:
+            self._most_bytes = -1
+            for entry in self._entries:
+                entry.keeper = None
+            self._tidy(self._most_bytes)
+
+    def _latest(self, keeper: object) -> _Entry | None:
+        return next((entry for entry in self._entries if keeper is None or entry.is_kept_by(keeper)), None)
+
+    def _spare(self, n_tokens: int, keeper: object, but: _Entry | None) -> Slot:
+        """The keeper's own slot, or after old ones have made room a short one, or a new one."""
+        own = next((entry for entry in self._entries if entry.is_kept_by(keeper)), None)
+        if own is None:
+            self._tidy(self._most_bytes - self._backend.bytes_of(n_tokens), but)
+            own = next((entry for entry in self._entries if entry.is_free and entry.is_short), None)
+        return self._without(own) if own else Slot(self._backend, self._context_length)
+
+    def _without(self, entry: _Entry) -> Slot:
+        self._entries.remove(entry)
+        return entry.slot
+
+    def _tidy(self, most_bytes: int, but: _Entry | None = None) -> None:
+        for entry in [entry for entry in self._surplus(most_bytes) if entry is not but]:
+            self._without(entry).close()
+
+    def _surplus(self, most_bytes: int) -> Iterator[_Entry]:
+        """Entries without a keeper that are too many, or too old for all of them to be kept."""
+        n_bytes = 0
+        for n_before, entry in enumerate(entry for entry in self._entries if entry.is_free):
+            n_bytes += entry.slot.n_bytes
+            if n_bytes > most_bytes or n_before >= MOST_SLOTS:
+                yield entry
+
+
+def _goes_on(entry: _Entry, n_known: int) -> bool:
+    """Whether no more of a slot's tokens get lost than are used."""
+    return entry.is_short or 2 * n_known >= len(entry.slot.ids)
