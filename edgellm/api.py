@@ -98,7 +98,9 @@ class Model:
         self._idle: Slot | None = None
         self._lock, self._closed = threading.Lock(), False
         self._answers = Answers(self.tokenizer, config.vocab_size, self.context_length, info.eos_ids)
-        self._engine = Engine(partial(Scheduler, self._backend, self.context_length, at_once))
+        new_scheduler = partial(Scheduler, self._backend, self.context_length, at_once)
+        new_scheduler()  # raises now for a number that is wrong
+        self.at_once, self._engine = at_once, Engine(new_scheduler)
         weakref.finalize(self, self._engine.close)
         try:
             self.footprint.check(available_memory(), self.context_length)

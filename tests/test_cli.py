@@ -19,8 +19,8 @@ from edgellm.sampling import SamplingParams
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    "bench", "chat", "convert", "doctor", "eval", "fit", "generate", "list", "perplexity", "pull", "rm", "show",
-    "tokenize", "warmup",
+    "bench", "chat", "convert", "doctor", "eval", "fit", "generate", "list", "perplexity", "pull", "rm", "serve",
+    "show", "tokenize", "warmup",
 ]  # fmt: skip
 
 
