@@ -8,6 +8,7 @@ import threading
 import time
 from importlib import import_module
 
+import openai
 import pytest
 from conftest import BUNDLED
 from hypothesis import HealthCheck, given, settings
@@ -348,6 +349,58 @@ def test_slow_clients_are_let_go():
         assert server.get("/health") == (200, {"status": "ok"})
 
 
+def test_signs_of_life_while_nothing_else_is_told():
+    """And OpenAI's client takes no notice of them."""
+    before = "import edgellm.server.service\nedgellm.server.service.PING = 0.001"
+    with Server(MODEL, "--backend", "reference", before=before) as server:
+        body = {**STORY, "prompt": "Once upon a time " * 90, "stream": True}
+        events = server.post("/v1/completions", body)[1].split("\n\n")
+        assert events[0] == ": ping"
+        assert events[-2:] == ["data: [DONE]", ""]
+        with openai.OpenAI(base_url=server.url, api_key="none") as client:
+            chunks = list(client.completions.create(**body))
+        assert "".join(chunk.choices[0].text for chunk in chunks)
+
+
+def test_an_error_of_the_server_stays_with_it():
+    before = (
+        "from edgellm.api import Model\n"
+        "def broken(self, *arguments, **options): raise KeyError('plugh')\n"
+        "Model.begin_ids = broken"
+    )
+    with Server(MODEL, before=before) as server:
+        status, headers, raw = server.request("POST", "/v1/completions", STORY)
+        assert (status, b"plugh" in raw, b"Traceback" in raw) == (500, False, False)
+        assert headers["x-request-id"] in json.loads(raw)["error"]["message"]
+        until(lambda: len(server.lines) == 2)
+        error, request = server.log()
+        assert error["request"] == request["request"] == headers["x-request-id"]
+        assert "KeyError: 'plugh'" in error["traceback"]
+        assert server.get("/ready")[1]["answers"] == 0
+
+
+def test_an_error_in_the_middle_of_a_stream():
+    before = (
+        "from edgellm.sampling import Sampler\n"
+        "call = Sampler.__call__\n"
+        "def broken(self, logits, ids):\n"
+        "    if len(ids) > 9: raise KeyError('plugh')\n"
+        "    return call(self, logits, ids)\n"
+        "Sampler.__call__ = broken"
+    )
+    with Server(MODEL, before=before) as server:
+        status, text = server.post("/v1/completions", {**LONG, "stream": True})
+        *told, last, end = text.split("\n\n")
+        assert (status, end, len(told)) == (200, "", 5)
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["type"], "plugh" in error["message"]) == ("server_error", False)
+        with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+            stream = client.completions.create(**STORY | {"max_tokens": 20, "temperature": 1}, stream=True)
+            with pytest.raises(openai.APIError, match="the server failed at request"):
+                list(stream)
+        until(lambda: server.get("/ready")[1]["answers"] == 0)
+
+
 # Who may ask.
 
 
@@ -411,6 +464,12 @@ def test_ports_that_cannot_be_listened_at():
 def test_slots_that_memory_does_not_hold():
     assert "at once; expected 1 to" in edgellm("serve", MODEL, "--slots", 1000, code=2).stderr
     assert "two models are named stories260k" in edgellm("serve", MODEL, BUNDLED, code=2).stderr
+
+
+def test_the_extra_is_named_where_it_is_missing(tmp_path):
+    (tmp_path / "starlette.py").write_text("raise ModuleNotFoundError('no', name='starlette')")
+    run = edgellm("serve", MODEL, code=5, path=tmp_path)
+    assert "needs the package starlette; run pip install 'edgellm[serve]'" in run.stderr
 
 
 # The log, and the end.

@@ -19,6 +19,8 @@ from edgellm.errors import EdgeError, ModelNotFoundError
 from edgellm.server.errors import RequestError
 from edgellm.server.metrics import Metrics, resident_bytes
 
+PING = 15.0
+"""Seconds between signs of life in a stream."""
 RETRY_AFTER = 2
 """Seconds after which a client that found no room may ask again."""
 
@@ -29,8 +31,6 @@ class Limits:
     """Answers that wait for a slot, all models together; one more is refused."""
     seconds: float
     """For all of a request."""
-    ping: float = 15.0
-    """Seconds between signs of life in a stream."""
 
 
 class Served:
@@ -123,7 +123,7 @@ class Answers:
         self._loop, self._started = loop, time.perf_counter()
         self._last: dict[int, float] = {}
         self._service.under_way += self._n
-        self._ping = loop.call_later(limits.ping, self._sign_of_life)
+        self._ping = loop.call_later(PING, self._sign_of_life)
         self._end = loop.call_later(limits.seconds, self._queue.put_nowait, _too_slow(limits.seconds))
         self._jobs: list[Job] = []
         try:
@@ -154,7 +154,7 @@ class Answers:
 
     def _sign_of_life(self) -> None:
         self._queue.put_nowait(None)
-        self._ping = self._loop.call_later(self._service.limits.ping, self._sign_of_life)
+        self._ping = self._loop.call_later(PING, self._sign_of_life)
 
     async def events(self) -> AsyncIterator[tuple[int, Piece | Completion] | None]:
         """(which answer, a piece of it or, as its last, all of it), and None now and then as a sign of life.
