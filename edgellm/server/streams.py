@@ -15,10 +15,11 @@ from edgellm.server.service import Answers, Call
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def event(value: Any) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+    return f"data: {_encode(value)}\n\n".encode()
 
 
 def error_event(error: RequestError) -> bytes:
