@@ -1,4 +1,4 @@
-"""Trained weights of other formats -> a .edge file, a few rows of one tensor at a time."""
+"""Trained weights of other formats -> a .edge file, and back to GGUF; a few rows of one tensor at a time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -21,61 +21,15 @@ from edgellm.file import ModelInfo, TensorSpec, Writer, pad_vector
 from .blocks import decode_rows, repack_rows
 from .checkpoint import Checkpoint, SourceTensor
 from .gguf import read_gguf
+from .gguf_export import export
 from .huggingface import read_huggingface
 from .llama2c import read_llama2c
+from .report import Report, Row, account
+from .rows import CHUNK, joined, row_order
 
-__all__ = ["FORMATS", "Report", "Row", "convert", "read"]
+__all__ = ["FORMATS", "Report", "Row", "convert", "export", "read"]
 
 FORMATS = ("keep", *quant.names())
-CHUNK = 1 << 20
-"""Weights in work at once: bounds the memory that a conversion takes, whatever the model's size."""
-
-
-@dataclass
-class Row:
-    """What became of the tensors of one format."""
-
-    format: str
-    tensors: int = 0
-    weights: int = 0
-    n_bytes: int = 0
-    squares: float = 0.0
-    squared_error: float = 0.0
-    max_error: float = 0.0
-    """Largest absolute difference between a weight and what the file holds for it."""
-
-    @property
-    def relative_rms(self) -> float:
-        """Root of the mean squared error over that of the mean squared weight."""
-        return float(np.sqrt(self.squared_error / self.squares)) if self.squares else 0.0
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.n_bytes / max(1, self.weights)
-
-
-@dataclass
-class Report:
-    """How a conversion went: a row for each format used, the file's size and the seconds it took."""
-
-    source: str
-    target: str
-    architecture: str
-    recipe: str
-    rows: dict[str, Row] = field(default_factory=dict)
-    n_bytes: int = 0
-    seconds: float = 0.0
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """Parts of the source that are no text model, and how many tensors each has."""
-
-    @property
-    def total(self) -> Row:
-        total = Row("total")
-        for row in self.rows.values():
-            for key in ("tensors", "weights", "n_bytes", "squares", "squared_error"):
-                setattr(total, key, getattr(total, key) + getattr(row, key))
-            total.max_error = max(total.max_error, row.max_error)
-        return total
 
 
 def read(source: str | os.PathLike[str], tokenizer: Path | None = None) -> Checkpoint:
@@ -143,7 +97,7 @@ def convert(
     total, tables = sum(math.prod(shape) for shape in shapes.values()), _tables(checkpoint)
     try:
         with (
-            np.errstate(over="ignore", invalid="ignore"),  # _account finds what overflowed
+            np.errstate(over="ignore", invalid="ignore"),  # account finds what overflowed
             Writer(target, info, checkpoint.tokenizer.json, specs, tables) as writer,
             click.progressbar(
                 length=total, label=f"Converting {info.name}", file=sys.stderr, hidden=not progress
@@ -153,7 +107,7 @@ def convert(
                 row = report.rows.setdefault(spec.format, Row(spec.format))
                 row.tensors += 1
                 for values, stored, data in _pieces(checkpoint, tensor, spec):
-                    _account(row, values, stored, data.nbytes, tensor)
+                    account(row, values, stored, data.nbytes, tensor)
                     writer.write(tensor, data)
                     bar.update(values.size)
     except OSError as error:
@@ -207,7 +161,7 @@ def _pieces(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> Iterator[tup
     head_dim = checkpoint.config.head_dim if turned else 0
     if len(spec.shape) == 1:
         values = np.concatenate([_values(source, source.read(0, 1))[0] for source in sources])
-        values = values[_order(len(values), 0, 1, head_dim)]
+        values = values[row_order(len(values), 0, 1, head_dim)]
         yield values, values, pad_vector(values)
         return
     fmt, rows = quant.get(spec.format), sources[0].shape[0]
@@ -215,9 +169,9 @@ def _pieces(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> Iterator[tup
     for first in range(0, rows, step):
         stop = min(first + step, rows)
         read = [_read(source, first, stop, spec.format) for source in sources]
-        order = _order(stop - first, spec.pair, len(sources), head_dim)
+        order = row_order(stop - first, spec.pair, len(sources), head_dim)
         values = np.concatenate([values for values, _ in read])[order]
-        quantized = _joined([quantized for _, quantized in read], order)
+        quantized = joined([quantized for _, quantized in read], order)
         yield values, fmt.dequantize(quantized), fmt.pack(quantized)
 
 
@@ -238,33 +192,8 @@ def _read(source: SourceTensor, first: int, stop: int, format: str) -> tuple[F32
     return values, kept or quant.get(format).quantize(values)
 
 
-def _order(rows: int, pair: int, n_sources: int, head_dim: int) -> Array:
-    """Where the rows that are stored come from, in rows of each source one after the other."""
-    order = np.arange(rows * n_sources)
-    if head_dim:  # RoPE pairs (2i, 2i+1) -> (i, i + head_dim/2)
-        order = order.reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-    return order[quant.paired(len(order), pair if n_sources == 1 else rows)] if pair else order
-
-
-def _joined(quantized: list[quant.Quantized], order: Array) -> quant.Quantized:
-    columns = zip(*quantized, strict=True)
-    return quant.Quantized(*(None if c[0] is None else np.concatenate(c)[order] for c in columns))  # type: ignore[arg-type]
-
-
 def _values(source: SourceTensor, raw: U8) -> F32:
     values: F32 = decode_rows(source.type, raw) + np.float32(source.plus)
     if not np.isfinite(values).all():
         raise CheckpointError(f"tensor {source.name!r} has weights that are not finite; the source is damaged")
     return values
-
-
-def _account(row: Row, values: F32, stored: F32, n_bytes: int, tensor: str) -> None:
-    difference = np.abs(stored - values)
-    error = float(difference.max())
-    if not np.isfinite(error):
-        raise CheckpointError(f"tensor {tensor!r} has weights too large for {row.format}; try --format f32")
-    row.weights += values.size
-    row.n_bytes += n_bytes
-    row.squares += float(np.square(values, dtype=np.float64).sum())
-    row.squared_error += float(np.square(difference, dtype=np.float64).sum())
-    row.max_error = max(row.max_error, error)

@@ -2,18 +2,20 @@
 
 A row of a matrix is a whole number of blocks, one after another. Block layouts are those of ggml; a plain number
 type is a block of one value. `keep` is the weight format of edgellm.quant that holds the values best, and `repack`,
-where there is one, gives the codes of that format without a detour over floats.
+where there is one, gives the codes of that format without a detour over floats. `encode` is the inverse of `repack`,
+where every value of the format has a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgellm.arrays import F16, F32, U8, Array
-from edgellm.quant import Quantized, q2t
+from edgellm.errors import UnsupportedError
+from edgellm.quant import GROUP, Quantized, q2t
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ class BlockType:
     """(blocks, block_bytes) -> (blocks, block_size)."""
     repack: Callable[[U8], Quantized] | None = None
     """(blocks, block_bytes) -> codes (blocks, block_size), scale and minimum (blocks, block_size / 32)."""
+    encode: Callable[[Quantized], U8] | None = None
+    """The inverse of repack."""
+
+
+def type_of(format: str, cols: int) -> BlockType:
+    """The type that holds every value of a format exactly, in rows of `cols`: that of the format, or else F32."""
+    kept = (type for type in TYPES.values() if type.keep == format and type.encode and cols % type.block_size == 0)
+    return next(kept, TYPES["F32"])
+
+
+def encode_rows(block_type: BlockType, quantized: Quantized) -> U8:
+    """Values of the format `keep`, (rows, cols), as the type stores them: -> (rows, row bytes) uint8."""
+    assert block_type.encode is not None
+    rows = len(quantized.codes)
+    sizes = block_type.block_size, block_type.block_size // GROUP, block_type.block_size // GROUP
+    by_block = (
+        None if array is None else array.reshape(-1, size) for array, size in zip(quantized, sizes, strict=True)
+    )
+    return block_type.encode(Quantized(*by_block)).reshape(rows, -1)  # type: ignore[arg-type]
 
 
 def row_bytes(block_type: BlockType, cols: int) -> int:
@@ -72,6 +93,13 @@ def _f16_codes(blocks: U8) -> F16:
 
 def _f16(blocks: U8) -> F32:
     return _f16_codes(blocks).astype(np.float32)
+
+
+def _numbers(dtype: str) -> Callable[[Quantized], U8]:
+    def encode(quantized: Quantized) -> U8:
+        return np.ascontiguousarray(quantized.codes, dtype).view(np.uint8)
+
+    return encode
 
 
 def _bf16(blocks: U8) -> F32:
@@ -126,12 +154,33 @@ def _q8_0(blocks: U8) -> F32:
     return _single(blocks, 0) * blocks[:, 2:].view(np.int8)
 
 
+def _halves(*numbers: F16 | None) -> Iterator[U8]:
+    """The bytes of one float16 a block each."""
+    for number in numbers:
+        assert number is not None
+        yield np.ascontiguousarray(number, "<f2").view(np.uint8)
+
+
+def _packed(codes: U8) -> U8:
+    """The inverse of _nibbles."""
+    low, high = np.split(codes, 2, axis=-1)
+    return (low | high << 4).astype(np.uint8, copy=False)
+
+
 def _q4_0_codes(blocks: U8) -> Quantized:
     return Quantized(_nibbles(blocks[:, 2:]), _half(blocks, 0))
 
 
 def _q4_1_codes(blocks: U8) -> Quantized:
     return Quantized(_nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2))
+
+
+def _q4_0_blocks(quantized: Quantized) -> U8:
+    return np.concatenate([*_halves(quantized.scale), _packed(quantized.codes)], axis=1)
+
+
+def _q4_1_blocks(quantized: Quantized) -> U8:
+    return np.concatenate([*_halves(quantized.scale, quantized.minimum), _packed(quantized.codes)], axis=1)
 
 
 def _q5_0_codes(blocks: U8) -> Quantized:
@@ -143,13 +192,19 @@ def _q8_0_codes(blocks: U8) -> Quantized:
     return Quantized(blocks[:, 2:] ^ 128, _half(blocks, 0))
 
 
+def _q8_0_blocks(quantized: Quantized) -> U8:
+    return np.concatenate([*_halves(quantized.scale), quantized.codes ^ 128], axis=1)
+
+
 # Blocks of 256: scales of 16 or 32 values are themselves small integers, under one or two scales of the whole block.
+
+
+_SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
 
 
 def _two_bits(packed: U8) -> Array:
     """64 bytes -> (blocks, 2, 4, 32): each half holds its four runs of 32 codes side by side in its bytes' bits."""
-    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
-    return packed.reshape(-1, 2, 1, 32) >> shifts & 3
+    return packed.reshape(-1, 2, 1, 32) >> _SHIFTS & 3
 
 
 def _k_nibbles(packed: U8) -> U8:
@@ -200,7 +255,7 @@ def _q2_k(blocks: U8) -> F32:
 
 def _q3_k(blocks: U8) -> F32:
     third = (blocks[:, None, :32] >> np.arange(8, dtype=np.uint8).reshape(8, 1) & 1).reshape(-1, 16, 16)
-    high = blocks[:, None, 104:108] >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
+    high = blocks[:, None, 104:108] >> _SHIFTS & 3
     scale = _single(blocks, 108) * _signed(_nibbles(blocks[:, 96:104]) | high.reshape(-1, 16) << 4, 32)
     codes = _two_bits(blocks[:, 32:96]).reshape(-1, 16, 16) | third << 2
     return scale[..., None] * _signed(codes, 4)
@@ -230,24 +285,39 @@ def _tq2_0_codes(blocks: U8) -> Quantized:
     return _ternary(_half(blocks, 64), _two_bits(blocks[:, :64]))
 
 
+def _tq2_0_blocks(quantized: Quantized) -> U8:
+    """Raises UnsupportedError unless each block has one scale."""
+    assert quantized.scale is not None
+    if (quantized.scale != quantized.scale[:, :1]).any():
+        raise UnsupportedError(
+            "a ternary matrix has scales of 32 weights each, which TQ2_0 has of 256; convert the model with "
+            "--format q8 and export that"
+        )
+    runs = quantized.codes.reshape(-1, 2, 4, 32) << _SHIFTS
+    packed = np.bitwise_or.reduce(runs, axis=2).reshape(-1, 64)
+    return np.concatenate([packed, *_halves(quantized.scale[:, :1])], axis=1)
+
+
 TYPES = {
     block_type.name: block_type
     for block_type in (
-        BlockType("F32", 1, 4, "f32", _f32, lambda blocks: Quantized(_f32(blocks))),
-        BlockType("F16", 1, 2, "f16", _f16, lambda blocks: Quantized(_f16_codes(blocks))),
+        BlockType("F32", 1, 4, "f32", _f32, lambda blocks: Quantized(_f32(blocks)), _numbers("<f4")),
+        BlockType("F16", 1, 2, "f16", _f16, lambda blocks: Quantized(_f16_codes(blocks)), _numbers("<f2")),
         BlockType("BF16", 1, 2, "f32", _bf16),
-        BlockType("Q4_0", 32, 18, "q4", _q4_0, _q4_0_codes),
-        BlockType("Q4_1", 32, 20, "q4m", _q4_1, _q4_1_codes),
+        BlockType("Q4_0", 32, 18, "q4", _q4_0, _q4_0_codes, _q4_0_blocks),
+        BlockType("Q4_1", 32, 20, "q4m", _q4_1, _q4_1_codes, _q4_1_blocks),
         BlockType("Q5_0", 32, 22, "q8", _q5_0, _q5_0_codes),
         BlockType("Q5_1", 32, 24, "q8", _q5_1),
-        BlockType("Q8_0", 32, 34, "q8", _q8_0, _q8_0_codes),
+        BlockType("Q8_0", 32, 34, "q8", _q8_0, _q8_0_codes, _q8_0_blocks),
         BlockType("Q2_K", 256, 84, "q4m", _q2_k),
         BlockType("Q3_K", 256, 110, "q4m", _q3_k),
         BlockType("Q4_K", 256, 144, "q4m", _q4_k, _q4_k_codes),
         BlockType("Q5_K", 256, 176, "q8", _q5_k),
         BlockType("Q6_K", 256, 210, "q8", _q6_k),
         BlockType("TQ1_0", 256, 54, "q2t", lambda blocks: q2t.dequantize(_tq1_0_codes(blocks)), _tq1_0_codes),
-        BlockType("TQ2_0", 256, 66, "q2t", lambda blocks: q2t.dequantize(_tq2_0_codes(blocks)), _tq2_0_codes),
+        BlockType(
+            "TQ2_0", 256, 66, "q2t", lambda blocks: q2t.dequantize(_tq2_0_codes(blocks)), _tq2_0_codes, _tq2_0_blocks
+        ),
     )
 }
 

@@ -49,7 +49,7 @@ MAX_TENSOR_NAME = 64
 MAX_HYPERPARAMETER = 1 << 10
 """Characters or elements of a value that the architecture reads."""
 
-_U16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
+UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 # Text, because the formatter would give each word of a list its own line.
 _VALUE_NAMES = (  # noqa: SIM905
     "UINT8 INT8 UINT16 INT16 UINT32 INT32 FLOAT32 BOOL STRING ARRAY UINT64 INT64 FLOAT64"
@@ -61,19 +61,19 @@ _NUMBERS = {
 
 # What other programs read these as. A file that stores them otherwise was made to mislead a reader that does not look.
 _STORED_AS = {
-    "general.alignment": (_U32,),
-    "general.architecture": (_STRING,),
-    "tokenizer.chat_template": (_STRING,),
-    "split.no": (_U16,),
-    "split.count": (_U16,),
-    "split.tensors.count": (_I32,),
-    "tokenizer.ggml.tokens": (_ARRAY, _STRING),
-    "tokenizer.ggml.merges": (_ARRAY, _STRING),
-    "tokenizer.ggml.scores": (_ARRAY, _F32),
-    "tokenizer.ggml.token_type": (_ARRAY, _I32),
+    "general.alignment": (UINT32,),
+    "general.architecture": (STRING,),
+    "tokenizer.chat_template": (STRING,),
+    "split.no": (UINT16,),
+    "split.count": (UINT16,),
+    "split.tensors.count": (INT32,),
+    "tokenizer.ggml.tokens": (ARRAY, STRING),
+    "tokenizer.ggml.merges": (ARRAY, STRING),
+    "tokenizer.ggml.scores": (ARRAY, FLOAT32),
+    "tokenizer.ggml.token_type": (ARRAY, INT32),
 }
 
-_TENSOR_TYPES = (  # noqa: SIM905
+TENSOR_TYPES = (  # noqa: SIM905
     "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL "
     "IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 Q4_0_4_4 Q4_0_4_8 Q4_0_8_8 TQ1_0 TQ2_0 IQ4_NL_4_4 IQ4_NL_4_8 "
     "IQ4_NL_8_8 MXFP4 NVFP4 Q1_0"
@@ -325,17 +325,17 @@ def _metadata(reader: _Reader, count: int) -> dict[str, Any]:
 def _value(reader: _Reader, key: str) -> Any:
     what = f"metadata {key!r}"
     stored = [_value_type(reader, what)]
-    if stored[0] == _ARRAY:
+    if stored[0] == ARRAY:
         stored.append(_value_type(reader, what))
     expected = _STORED_AS.get(key, stored)
     if list(expected) != stored:
         raise reader.damaged(f"{what} is stored as {_described(stored)}; expected {_described(expected)}")
-    if stored[0] == _ARRAY:
+    if stored[0] == ARRAY:
         return _array(reader, stored[1], what)
-    if stored[0] == _STRING:
+    if stored[0] == STRING:
         return reader.text(what)
     value = reader.number(_NUMBERS[stored[0]], what)
-    return bool(_checked_truth(reader, value, what)) if stored[0] == _BOOL else value
+    return bool(_checked_truth(reader, value, what)) if stored[0] == BOOL else value
 
 
 def _value_type(reader: _Reader, what: str) -> int:
@@ -350,16 +350,16 @@ def _described(stored: Sequence[int]) -> str:
 
 
 def _array(reader: _Reader, kind: int, what: str) -> Any:
-    if kind == _ARRAY:
+    if kind == ARRAY:
         raise UnsupportedError(
             f"{reader.path}: {what} is an array of arrays; this version reads only those of numbers or text"
         )
     count = reader.number(_COUNT, what)
-    if kind == _STRING:
+    if kind == STRING:
         return reader.texts(count, what)
     dtype = np.dtype(_NUMBERS[kind].format)
     values = np.frombuffer(reader.take(count * dtype.itemsize, what), dtype)
-    return values if kind != _BOOL else _checked_truth(reader, values, what).astype(np.bool_)
+    return values if kind != BOOL else _checked_truth(reader, values, what).astype(np.bool_)
 
 
 def _checked_truth(reader: _Reader, value: Any, what: str) -> Any:
@@ -414,12 +414,12 @@ def _tensor_info(reader: _Reader, i: int, alignment: int) -> tuple[str, tuple[in
 
 def _tensor_type(reader: _Reader, what: str) -> BlockType:
     number = reader.number(_TYPE, what)
-    if number >= len(_TENSOR_TYPES):
+    if number >= len(TENSOR_TYPES):
         raise reader.damaged(
-            f"{what} has the type {number}; expected one of GGUF's, up to {len(_TENSOR_TYPES) - 1}: "
+            f"{what} has the type {number}; expected one of GGUF's, up to {len(TENSOR_TYPES) - 1}: "
             "the file is damaged, or newer than this version"
         )
-    name = _TENSOR_TYPES[number]
+    name = TENSOR_TYPES[number]
     if name not in TYPES:
         raise UnsupportedError(
             f"{reader.path}: {what} is stored as {name}; this version reads {', '.join(TYPES)}: "

@@ -16,6 +16,7 @@ from .checkpoint import END_OF_TURN, TokenizerSource
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """What GGUF says of a token."""
@@ -116,17 +117,12 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> TokenizerSource:
 
 
 def _byte_level(metadata: Mapping[str, Any]) -> TokenizerSource:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models
 
     pieces, types = _pieces(metadata)
-    pre, ids = _pre_tokenizer(metadata), _vocabulary(pieces)
+    pre, ids = _pre(metadata), _vocabulary(pieces)
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=_merges(metadata, ids), ignore_merges=pre.ignore_merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
     return _finish(
         tokenizer,
@@ -283,7 +279,26 @@ class _Pre:
     add_bos: bool = False
 
 
-def _pre_tokenizer(metadata: Mapping[str, Any]) -> _Pre:
+def pre_tokenizer_name(cut: PreTokenizer, ignore_merges: bool, texts: Iterable[str]) -> str | None:
+    """GGUF's name of the way in which a byte-level tokenizer cuts these texts, None if there is none."""
+    for names in sorted(_GROUPS, key="default".__eq__):  # the default last
+        pre = _GROUPS[names]
+        known = _pre_tokenizer(pre)
+        if pre.ignore_merges == ignore_merges and all(
+            cut.pre_tokenize_str(text) == known.pre_tokenize_str(text) for text in texts
+        ):
+            return names.split()[0]
+    return None
+
+
+def _pre_tokenizer(pre: _Pre) -> PreTokenizer:
+    from tokenizers import Regex, pre_tokenizers
+
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _pre(metadata: Mapping[str, Any]) -> _Pre:
     name = _get(metadata, "pre", str, "default")
     if name not in _PRE:
         raise UnsupportedError(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgellm.async_stream import AsyncStream
     from edgellm.chat import Chat
     from edgellm.errors import EdgeError
+    from edgellm.logprobs import Logprob
     from edgellm.sampling import SamplingParams
     from edgellm.tools import ToolCall
 
@@ -24,6 +25,7 @@ __all__ = [
     "Chat",
     "Completion",
     "EdgeError",
+    "Logprob",
     "Model",
     "Piece",
     "SamplingParams",
@@ -38,6 +40,7 @@ _HOMES = {
     "Chat": "chat",
     "Completion": "answer",
     "EdgeError": "errors",
+    "Logprob": "logprobs",
     "Piece": "answer",
     "SamplingParams": "sampling",
     "Stream": "answer",

@@ -13,17 +13,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgellm import backends, catalog, store
-from edgellm.answer import Answer, Completion, Piece, Stream, Turn
+from edgellm.answer import Answer, Completion, Piece, Stream, Timings, Turn
 from edgellm.arrays import F32
 from edgellm.backends import Backend
 from edgellm.backends._locked import Locked
+from edgellm.beams import Beam, beam_search
 from edgellm.engine import Engine, Job, Listener
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
-from edgellm.generate import Slot
+from edgellm.generate import Slot, check_room
 from edgellm.loading import open_model, open_tokenizer
+from edgellm.logprobs import Logprob
 from edgellm.request import Answers, Request
 from edgellm.scheduler import Scheduler
+from edgellm.text_stream import TextStream
 
 if TYPE_CHECKING:
     from edgellm.async_stream import AsyncStream
@@ -227,6 +230,47 @@ class Model:
         each = [request.params if seed is None else replace(request.params, seed=seed + i) for i in range(n)]
         return self._batch([self._answers.begin(ids, replace(request, params=params)) for params in each], at_once)
 
+    def beam_search(
+        self,
+        prompt: str,
+        beams: int,
+        *,
+        n: int = 1,
+        max_tokens: int | None = None,
+        ignore_eos: bool = False,
+        length_penalty: float = 1.0,
+    ) -> list[Completion]:
+        """The `n` answers of the highest score, that first, which a search with so many beams finds: the sum of the
+        tokens' `logprobs`, the one that ends the answer included, divided by their number ** length_penalty.
+
+        Each beam takes the memory of its own cache.
+        """
+        ids = self.tokenize(prompt)
+        self._answers.check(ids)
+        check_room(len(ids), 1 if max_tokens is None else max_tokens, self.context_length)
+        if max_tokens == 0:
+            raise ArgumentError("max_tokens is 0; expected 1 or more for a beam search")
+        if not 1 <= n <= beams <= self._backend.MAX_ROWS:
+            most = self._backend.MAX_ROWS
+            raise ArgumentError(f"{n} answers of {beams} beams; expected 1 to {most}, and no fewer beams than answers")
+        if not -10 <= length_penalty <= 10:
+            raise ArgumentError(f"length_penalty is {length_penalty}; expected -10 to 10")
+        left = self.context_length - len(ids) if max_tokens is None else max_tokens
+        ends = () if ignore_eos else self.info.eos_ids
+        found = beam_search(self.open_slot, ids, beams, left, ends=ends, length_penalty=length_penalty)
+        return [self._completion(ids, beam) for beam in found[:n]]
+
+    def _completion(self, prompt_ids: list[int], beam: Beam) -> Completion:
+        ids, text = beam.ids[: len(beam.ids) - beam.is_ended], TextStream(self.tokenizer, prompt_ids)
+        return Completion(
+            "".join(map(text.push, ids)) + text.flush(),
+            ids,
+            "stop" if beam.is_ended else "length",
+            prompt_ids,
+            Timings(len(prompt_ids), generated_tokens=len(beam.ids)),
+            logprobs=[Logprob(id, value, []) for id, value in zip(beam.ids, beam.logprobs, strict=True)],
+        )
+
     def _batch(self, answers: list[Answer], at_once: int) -> list[Completion]:
         self._check_open()
         scheduler = Scheduler(self._backend, self.context_length, at_once)
@@ -278,6 +322,11 @@ class Model:
             return slot.extend(list(ids), wanted=range(len(ids)))
         finally:
             slot.close()
+
+    def score(self, text: str) -> list[Logprob]:
+        """How likely the model finds a text: the natural logarithm of the probability of each token but the first,
+        given those before it. Their sum is that of the text. Raises ContextOverflowError if it does not fit."""
+        return self.generate(text, max_tokens=0, prompt_logprobs=0).prompt_logprobs
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text -> ids. `add_special` puts the model's BOS or EOS, `parse_special` reads special tokens in the text."""

@@ -136,6 +136,22 @@ def sizes_from_gguf(metadata: Mapping[str, Any], norm_eps: str = "attention.laye
     }
 
 
+def sizes_to_gguf(config: DecoderConfig, norm_eps: str = "attention.layer_norm_rms_epsilon") -> dict[str, Any]:
+    """GGUF metadata, of which sizes_from_gguf makes these fields again."""
+    return {
+        "vocab_size": config.vocab_size,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.ffn_size,
+        "block_count": config.n_layers,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "context_length": config.context_length,
+        norm_eps: config.norm_eps,
+    }
+
+
 def template(name: str) -> tuple[str, list[int]]:
     """A tensor's name as the tables of names have it, and the numbers of its layer and expert."""
     words = name.split(".")

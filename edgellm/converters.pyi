@@ -2,4 +2,5 @@
 from converters import FORMATS as FORMATS
 from converters import Report as Report
 from converters import convert as convert
+from converters import export as export
 from converters import read as read

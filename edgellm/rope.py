@@ -124,6 +124,28 @@ def _scaling_from_gguf(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     return _scaling(kind, {"max_position_embeddings": metadata.get("context_length")}, given)
 
 
+def rope_to_gguf(rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """GGUF metadata of which rope_from_gguf makes the same angles; llama3's scaling is told in divisors, as always."""
+    said = {"rope.dimension_count": rotary_dim, "rope.freq_base": theta}
+    return said | (_scaling_to_gguf(rotary_dim, theta, scaling) if scaling else {})
+
+
+def _scaling_to_gguf(rotary_dim: int, theta: float, scaling: Mapping[str, Any]) -> dict[str, Any]:
+    kind = scaling["type"]
+    if kind in ("factors", "llama3"):
+        base = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+        return {"rope_freqs": _divisors(base, theta, scaling, 0).astype(np.float32).tolist()}
+    trained = {"rope.scaling.original_context_length": int(scaling.get(TRAINED, 0))}
+    if kind == "longrope":
+        divisors = {f"rope_factors_{length}": scaling[f"{length}_factor"] for length in ("short", "long")}
+        return {**trained, **divisors, "rope.scaling.attn_factor": scaling["attention_factor"]}
+    said = {"rope.scaling.type": kind, "rope.scaling.factor": scaling["factor"]}
+    if kind == "linear":
+        return said
+    betas = {f"rope.scaling.yarn_{key}": scaling[key] for key in ("beta_fast", "beta_slow")}
+    return {**said, **trained, **betas}
+
+
 def _divisors(base: Any, theta: float, scaling: Mapping[str, Any] | None, context_length: int) -> Any:
     kind = scaling["type"] if scaling else None
     if scaling is None:

@@ -19,8 +19,8 @@ from edgellm.sampling import SamplingParams
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    "bench", "chat", "convert", "doctor", "eval", "fit", "generate", "list", "perplexity", "pull", "rm", "serve",
-    "show", "tokenize", "warmup",
+    "bench", "chat", "convert", "doctor", "eval", "export", "fit", "generate", "list", "perplexity", "pull", "rm",
+    "serve", "show", "tokenize", "warmup",
 ]  # fmt: skip
 
 
@@ -226,6 +226,14 @@ def test_eval_says_that_it_cut_a_context(tmp_path):
     assert "2 of them are longer than the model's context and were cut at the front" in run.stdout
 
 
+def test_export(tmp_path):
+    run = edgellm("export", "stories260k", tmp_path / "s.gguf")
+    assert re.search(r"^Q8_0 +31 .* 0\.00e\+00$", run.stdout, re.MULTILINE)
+    assert re.search(r"s\.gguf: llama, q8, \d+\.\d s$", run.stdout.strip())
+    again = ["generate", "Once", "-m", tmp_path / "s.gguf", "-n", 4, "--temp", 0, "--backend", "reference"]
+    assert edgellm(*again, home=tmp_path / "home").stdout == " upon a time,\n"
+
+
 def test_convert_pull_list_rm(tmp_path):
     source, home = shared("data/stories260K"), tmp_path / "home"
     run = edgellm("convert", source / "hf", tmp_path / "s.edge", "--format", "q8", "--name", "mine", home=home)
@@ -311,6 +319,8 @@ ERRORS = {
         2,
         "line 1: no JSON",
     ),
+    "export to another kind": (["export", "stories260k", "x.edge"], 2, r"must end in \.gguf"),
+    "no folder to export to": (["export", "stories260k", "no/x.gguf"], 2, "does not exist"),
     "remove bundled": (["rm", "stories260k"], 2, "comes with edgellm"),
 }
 

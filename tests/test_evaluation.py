@@ -48,8 +48,9 @@ class Bigrams:
     def run(self, step):
         assert len(step.tokens) <= self.MAX_ROWS
         for slot, rows in step.by_slot:
-            assert step.positions[rows].tolist() == [*range(self.held[slot], self.held[slot] + len(rows))]
-            self.held[slot] += len(rows)
+            positions = step.positions[rows].tolist()
+            assert positions == [*range(self.held[slot], self.held[slot] + len(positions))]
+            self.held[slot] += len(positions)
         self.rows, self.steps = self.rows + len(step.tokens), self.steps + 1
         return np.log(NEXT[step.tokens[step.wanted]])
 

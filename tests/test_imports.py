@@ -27,7 +27,7 @@ LAYERS = [
     ["sequence"],
     ["logprobs"],
     ["generate"],
-    ["scheduler"],
+    ["scheduler", "beams"],
     ["answer"],
     ["request", "engine"],
     ["async_stream"],

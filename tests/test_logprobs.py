@@ -8,7 +8,7 @@ from conftest import BUNDLED
 
 from edgellm.answer import Piece
 from edgellm.api import Model
-from edgellm.errors import ArgumentError, BackendError
+from edgellm.errors import ArgumentError, BackendError, ContextOverflowError
 from edgellm.logprobs import Logprob, logprob
 
 PROMPT = "Once upon a time there was a little girl. She went to the park with her mom."
@@ -117,3 +117,13 @@ def test_wrong_numbers(stories):
     for name in ("logprobs", "prompt_logprobs"):
         with pytest.raises(ArgumentError, match=f"{name} is -1; expected 0 or more"):
             stories.generate(PROMPT, **{name: -1})
+
+
+def test_the_score_of_a_text(stories):
+    ids = stories.tokenize(PROMPT)
+    scored = stories.score(PROMPT)
+    assert [each.id for each in scored] == ids[1:]
+    np.testing.assert_allclose([each.logprob for each in scored], expected(stories, ids)[0], atol=CLOSE)
+    assert stories.score("") == []
+    with pytest.raises(ContextOverflowError):
+        stories.score(PROMPT * 100)

@@ -28,8 +28,10 @@ from edgellm.isa import get
 from edgellm.kernels import Compiler
 from edgellm.kernels.matmul import block_place
 result = Compiler(get("generic")).function(block_place)(3, 32)
-print(json.dumps([result, "numba" in sys.modules]))
+print(json.dumps([result, "numba" in sys.modules, "llvmlite.binding" in sys.modules]))
 """
+LLVM_LOADS = sys.platform != "linux"
+"""Whether a start needs LLVM: for object files that are no images."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,22 +57,22 @@ def start():
     return subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_kernel_is_compiled_once_and_loaded_without_numba():
+def test_a_kernel_is_compiled_once_and_loaded_without_numba_or_llvm():
     first = start().communicate(timeout=100)[0]
     again = start().communicate(timeout=100)[0]
-    assert json.loads(first) == [3, True]
-    assert json.loads(again) == [3, False]
+    assert json.loads(first) == [3, True, True]
+    assert json.loads(again) == [3, False, LLVM_LOADS]
 
 
-def test_an_answer_needs_no_numba(monkeypatch):
+def test_an_answer_needs_neither_numba_nor_llvm(monkeypatch):
     monkeypatch.delenv("EDGELLM_HOME")
-    code = f"from edgellm import load; load({str(BUNDLED)!r}, backend='cpu').generate('Once', max_tokens=2)\n"
+    code = (
+        f"import sys; from edgellm import load; load({str(BUNDLED)!r}, backend='cpu').generate('Once', max_tokens=2)\n"
+        "print('numba' in sys.modules, 'llvmlite.binding' in sys.modules)"
+    )
     for _ in range(2):
-        run = subprocess.run(
-            [sys.executable, "-c", f"{code}import sys; print('numba' in sys.modules)"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    assert run.stdout == "False\n"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == f"False {LLVM_LOADS}\n"
 
 
 DAMAGE = {
@@ -123,7 +125,7 @@ def test_two_processes_at_once():
     for process in both:
         assert json.loads(process.communicate(timeout=100)[0])[0] == 3
     assert objects.read(file().stem)
-    assert json.loads(start().communicate(timeout=100)[0]) == [3, False]
+    assert json.loads(start().communicate(timeout=100)[0]) == [3, False, LLVM_LOADS]
 
 
 def test_only_the_folders_used_last_are_kept():

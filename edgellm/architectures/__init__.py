@@ -10,6 +10,8 @@ An architecture module has
     GGUF_INTERLEAVED   matrices whose rows (and biases) GGUF stores with RoPE pairs adjacent (2i, 2i+1), not half a head
                   apart
     GGUF_ARCHITECTURE  what GGUF files call it, if not by the module's name
+    to_gguf(config)    if `edgellm export` is to write it: metadata of which Config.from_gguf makes this config again,
+                  without the architecture's prefix
     STACKED       our tensor -> the tensors of the tables above whose rows it holds, one after the other
     shapes(config)     our tensor name -> shape, every tensor that must be there
     pairs(config)      last part of a name -> half, for matrices whose rows are stored in pairs (quant.paired)

@@ -94,6 +94,16 @@ class Config(llama.Config):
         )
 
 
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again if its scale and its windows are Gemma's."""
+    said = {
+        "attention.sliding_window": config.sliding_window,
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.logits_softcap,
+    }
+    return llama.to_gguf(config) | {key: value for key, value in said.items() if value is not None}
+
+
 def windows_from_gguf(metadata: Mapping[str, Any], every: int, n_layers: int) -> dict[str, Any]:
     """The fields of a Config for windows: by a pattern that is a number, or says which layers have one."""
     if not metadata.get("attention.sliding_window"):

@@ -76,6 +76,11 @@ class Config(gemma2.Config):
         return replace(made, local_rope_theta=number(metadata, "rope.freq_base_swa", 1e4))
 
 
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again if its scale and its windows are Gemma's."""
+    return {**gemma2.to_gguf(config), "rope.freq_base_swa": config.local_rope_theta}
+
+
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     norms = {f"layers.{i}.{name}": (config.head_dim,) for i in range(config.n_layers) for name in ("q_norm", "k_norm")}
     return {**gemma2.shapes(config), **norms}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edgellm.architectures import LayerCache, Stored
 from edgellm.architectures.llama import model_shapes
-from edgellm.config import DecoderConfig, integer, number, one_of, require, sizes_from_gguf, truth
+from edgellm.config import DecoderConfig, integer, number, one_of, require, sizes_from_gguf, sizes_to_gguf, truth
 from edgellm.ops import Activation, Ops, X, activation_from_hf
 from edgellm.tensor import Weights
 
@@ -111,6 +111,11 @@ class Config(DecoderConfig):
             norm_eps=1e-5,
             activation="gelu_tanh",
         )
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again if its activation is GPT-2's."""
+    return sizes_to_gguf(config, "attention.layer_norm_epsilon")
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

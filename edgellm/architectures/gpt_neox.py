@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edgellm.architectures import LayerCache, Stored, gpt2
 from edgellm.architectures.gpt2 import QKV, QKV_BIAS, biased_shapes
-from edgellm.config import DecoderConfig, integer, number, one_of, require, sizes_from_gguf, sizes_from_hf, truth
+from edgellm.config import (
+    DecoderConfig,
+    integer,
+    number,
+    one_of,
+    require,
+    sizes_from_gguf,
+    sizes_from_hf,
+    sizes_to_gguf,
+    truth,
+)
 from edgellm.errors import CheckpointError
 from edgellm.ops import Activation, Ops, X, activation_from_hf
-from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf
+from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf, rope_to_gguf
 from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
@@ -107,6 +117,15 @@ class Config(DecoderConfig):
             rotary_dim=6,
             rope_theta=10000.0,
         )
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again if its activation is GPT-NeoX's."""
+    return {
+        **sizes_to_gguf(config, "attention.layer_norm_epsilon"),
+        **rope_to_gguf(config.rotary_dim, config.rope_theta, config.rope_scaling),
+        "use_parallel_residual": config.parallel_residual,
+    }
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

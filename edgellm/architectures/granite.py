@@ -62,6 +62,17 @@ class Config(llama.Config):
         )
 
 
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    return {
+        **llama.to_gguf(config),
+        "embedding_scale": config.embedding_multiplier,
+        "attention.scale": config.attention_multiplier,
+        "residual_scale": config.residual_multiplier,
+        "logit_scale": config.logits_scaling,
+    }
+
+
 def forward(config: Config, weights: Weights, ops: Ops[X]) -> X:
     """The step's rows -> logits of those that want them, (wanted rows, vocab_size)."""
     angles = frequencies(config.head_dim, config.rope_theta, config.rope_scaling, config.context_length)

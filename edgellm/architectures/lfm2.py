@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import LayerCache
-from edgellm.config import DecoderConfig, integer, number, one_of, require, sizes_from_gguf, sizes_from_hf, truth
+from edgellm.config import (
+    DecoderConfig,
+    integer,
+    number,
+    one_of,
+    require,
+    sizes_from_gguf,
+    sizes_from_hf,
+    sizes_to_gguf,
+    truth,
+)
 from edgellm.errors import CheckpointError
 from edgellm.ops import Ops, X
-from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf
+from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf, rope_to_gguf
 from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
@@ -146,6 +156,16 @@ def _layer_types(config: Mapping[str, Any]) -> list[str]:
     if not isinstance(attention, list):
         raise CheckpointError(f"config has full_attn_idxs = {attention!r:.200}; expected a list of layers")
     return [LAYER_TYPES[i in attention] for i in range(n_layers)]
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    return {
+        **sizes_to_gguf(config),
+        **rope_to_gguf(config.head_dim, config.rope_theta, config.rope_scaling),
+        "attention.head_count_kv": [0 if kind == "conv" else config.n_kv_heads for kind in config.layer_types],
+        "shortconv.l_cache": config.conv_kernel,
+    }
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

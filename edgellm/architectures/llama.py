@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgellm.architectures import LayerCache
-from edgellm.config import DecoderConfig, integer, one_of, sizes_from_gguf, sizes_from_hf, truth
+from edgellm.config import DecoderConfig, integer, one_of, sizes_from_gguf, sizes_from_hf, sizes_to_gguf, truth
 from edgellm.errors import CheckpointError, UnsupportedError
 from edgellm.ops import Ops, X
-from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf
+from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf, rope_to_gguf
 from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
@@ -152,6 +152,11 @@ class Config(DecoderConfig):
             norm_eps=1e-5,
             rope_theta=10000.0,
         )
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    return {**sizes_to_gguf(config), **rope_to_gguf(config.rotary_dim, config.rope_theta, config.rope_scaling)}
 
 
 def windows_from_hf(config: Mapping[str, Any], layer_types: list[str]) -> dict[str, Any]:

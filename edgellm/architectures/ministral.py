@@ -18,6 +18,7 @@ from edgellm.architectures.llama import (
     forward,
     pairs,
     shapes,
+    to_gguf,
     windows_from_hf,
 )
 
@@ -27,7 +28,18 @@ if TYPE_CHECKING:
 MODELS = "Ministral 8B"
 GGUF_ARCHITECTURE = "llama"
 
-__all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
+__all__ = [
+    "GGUF_INTERLEAVED",
+    "GGUF_NAMES",
+    "HF_NAMES",
+    "STACKED",
+    "Config",
+    "caches",
+    "forward",
+    "pairs",
+    "shapes",
+    "to_gguf",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

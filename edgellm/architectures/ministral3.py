@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.architectures import llama
 from edgellm.architectures.llama import GGUF_INTERLEAVED, GGUF_NAMES, HF_NAMES, STACKED, caches, forward, pairs, shapes
 from edgellm.config import integer
-from edgellm.rope import TRAINED
+from edgellm.rope import TRAINED, attention_factor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,3 +40,14 @@ class Config(llama.Config):
 
     def _limited(self, context_length: int) -> Self:
         return replace(self, context_length=min(self.context_length, context_length))
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    return {**llama.to_gguf(config), **_yarn_attention(config.rope_scaling or {})}
+
+
+def _yarn_attention(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing for YaRN's own factor, or what makes it 1."""
+    plain = scaling.get("type") == "yarn" and attention_factor(scaling) == 1
+    return {"rope.scaling.yarn_log_multiplier": 1.0} if plain else {}

@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
-from edgellm.architectures.llama import GGUF_INTERLEAVED, GGUF_NAMES, HF_NAMES, STACKED, caches, forward, pairs, shapes
+from edgellm.architectures.llama import (
+    GGUF_INTERLEAVED,
+    GGUF_NAMES,
+    HF_NAMES,
+    STACKED,
+    caches,
+    forward,
+    pairs,
+    shapes,
+    to_gguf,
+)
 from edgellm.config import integer
 
 if TYPE_CHECKING:
@@ -16,7 +26,18 @@ if TYPE_CHECKING:
 MODELS = "Mistral 7B"
 GGUF_ARCHITECTURE = "llama"
 
-__all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
+__all__ = [
+    "GGUF_INTERLEAVED",
+    "GGUF_NAMES",
+    "HF_NAMES",
+    "STACKED",
+    "Config",
+    "caches",
+    "forward",
+    "pairs",
+    "shapes",
+    "to_gguf",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

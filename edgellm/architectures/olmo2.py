@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
-from edgellm.architectures.llama import STACKED, caches, pairs
+from edgellm.architectures.llama import STACKED, caches, pairs, to_gguf
 from edgellm.config import require
 from edgellm.errors import UnsupportedError
 from edgellm.ops import Ops, X
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MODELS = "OLMo 2"
 
-__all__ = ["STACKED", "Config", "caches", "pairs"]
+__all__ = ["STACKED", "Config", "caches", "pairs", "to_gguf"]
 
 HF_NAMES = {
     **{name: theirs for name, theirs in llama.HF_NAMES.items() if "_norm" not in name and "bias" not in name},

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import LayerCache
 from edgellm.architectures.llama import model_shapes
-from edgellm.config import DecoderConfig, integer, one_of, require, sizes_from_gguf, sizes_from_hf, truth
+from edgellm.config import DecoderConfig, integer, one_of, require, sizes_from_gguf, sizes_from_hf, sizes_to_gguf, truth
 from edgellm.errors import CheckpointError
 from edgellm.ops import Ops, X
-from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf
+from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf, rope_to_gguf
 from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
@@ -119,6 +119,16 @@ class Config(DecoderConfig):
             normalize=False,
             rope_theta=10000.0,
         )
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    return {
+        **sizes_to_gguf(config),
+        **rope_to_gguf(config.head_dim, config.rope_theta, config.rope_scaling),
+        "expert_count": config.n_experts,
+        "expert_used_count": config.n_experts_used,
+    }
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -100,6 +100,11 @@ class Config(llama.Config):
         return replace(super().tiny(), partial_rotary_factor=0.7)
 
 
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    return {**llama.to_gguf(config), "attention.sliding_window": config.sliding_window or 0}
+
+
 def pairs(config: Config) -> dict[str, int]:
     """Rows of heads that are turned in part have no pairs."""
     return llama.pairs(config) if config.rotary_dim == config.head_dim else {"gate_up": config.ffn_size}

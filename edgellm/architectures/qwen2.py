@@ -17,6 +17,7 @@ from edgellm.architectures.llama import (
     forward,
     pairs,
     shapes,
+    to_gguf,
     windows_from_hf,
 )
 from edgellm.config import integer, truth
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MODELS = "Qwen 2, Qwen 2.5"
 
-__all__ = ["GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes"]
+__all__ = ["GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "forward", "pairs", "shapes", "to_gguf"]
 
 GGUF_INTERLEAVED = ()
 

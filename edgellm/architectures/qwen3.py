@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
-from edgellm.architectures.llama import STACKED, caches, pairs
+from edgellm.architectures.llama import STACKED, caches, pairs, to_gguf
 from edgellm.architectures.qwen2 import windows_of_last_layers
 from edgellm.ops import Ops, X
 from edgellm.rope import attention_factor, frequencies
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MODELS = "Qwen 3"
 
-__all__ = ["STACKED", "Config", "caches", "pairs"]
+__all__ = ["STACKED", "Config", "caches", "pairs", "to_gguf"]
 
 HF_NAMES = {
     **llama.HF_NAMES,

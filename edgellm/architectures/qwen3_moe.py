@@ -43,5 +43,10 @@ class Config(olmoe.Config):
         return replace(super().from_gguf({**metadata, "feed_forward_length": size}), normalize=True)
 
 
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    return {**olmoe.to_gguf(config), "expert_feed_forward_length": config.ffn_size}
+
+
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return moe_shapes(config, q_norm=config.head_dim, k_norm=config.head_dim)

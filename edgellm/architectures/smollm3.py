@@ -17,6 +17,7 @@ from edgellm.architectures.llama import (
     caches,
     pairs,
     shapes,
+    to_gguf,
     windows_from_hf,
 )
 from edgellm.config import integer, truth
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 MODELS = "SmolLM3"
 
-__all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "pairs", "shapes"]
+__all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "HF_NAMES", "STACKED", "Config", "caches", "pairs", "shapes", "to_gguf"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import LayerCache
 from edgellm.architectures.gpt2 import biased_shapes
-from edgellm.config import DecoderConfig, one_of, require, sizes_from_gguf, sizes_from_hf
+from edgellm.config import DecoderConfig, one_of, require, sizes_from_gguf, sizes_from_hf, sizes_to_gguf
 from edgellm.ops import Ops, X
-from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf
+from edgellm.rope import attention_factor, frequencies, rope_from_gguf, rope_from_hf, rope_to_gguf
 from edgellm.tensor import Weights
 
 if TYPE_CHECKING:
@@ -113,6 +113,16 @@ class Config(DecoderConfig):
             rope_theta=10000.0,
             sliding_window=11,
         )
+
+
+def to_gguf(config: Config) -> dict[str, Any]:
+    """GGUF metadata, of which from_gguf makes this config again."""
+    window = {} if config.sliding_window is None else {"attention.sliding_window": config.sliding_window}
+    return {
+        **sizes_to_gguf(config, "attention.layer_norm_epsilon"),
+        **rope_to_gguf(config.head_dim, config.rope_theta, config.rope_scaling),
+        **window,
+    }
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:

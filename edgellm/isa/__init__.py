@@ -7,7 +7,7 @@ An ISA module has
     ROWS           rows of activations, or vectors of sums, that a kernel holds in registers: a multiple of 4
     dot4, dot4_u8  LLVM emitters, see _vectors.primitives
 
-Importing a module imports llvmlite; listing them does not.
+Importing a module imports llvmlite, but not LLVM itself; listing them imports neither.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
 from edgellm.errors import BackendError
+from edgellm.isa import _host
 
 BEST_FIRST = ("avx512vnni", "avxvnni", "avx2", "neon_dotprod", "neon", "generic")
 
@@ -71,46 +72,17 @@ def _runs(isa: Isa) -> bool:
 @cache
 def host() -> tuple[str, str, str]:
     """LLVM's words for this machine: its triple, the CPU's name, its features. Numba's variables for them count."""
-    from llvmlite import binding
-
-    name = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
-    features = os.environ.get("NUMBA_CPU_FEATURES")
-    if features is None:
-        try:
-            features = binding.get_host_cpu_features().flatten()
-        except RuntimeError:  # LLVM knows no way to ask this system
-            features = ""
-    return binding.get_process_triple(), name, features
+    return _known()[:3]
 
 
 @cache
 def cpu() -> tuple[str, frozenset[str]]:
     """The machine, "x86_64" or "aarch64", and the features that LLVM may use."""
-    triple, name, listed = host()
-    machine = triple.split("-")[0].replace("arm64", "aarch64")
-    features = {word[1:] for word in listed.split(",") if word.startswith("+")}
-    if machine == "aarch64" and _emits_dot_products(triple, name, listed):
+    known = _known()
+    features = {word[1:] for word in known.features.split(",") if word.startswith("+")}
+    if known.dot_products:
         features.add("dotprod")
-    return machine, frozenset(features)
+    return known.triple.split("-")[0].replace("arm64", "aarch64"), frozenset(features)
 
 
-def _emits_dot_products(triple: str, name: str, listed: str) -> bool:
-    """Does LLVM write udot for a sum of products? The list of a host lacks dotprod: the CPU's name implies it."""
-    from llvmlite import binding
-
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    target = binding.Target.from_triple(triple).create_target_machine(cpu=name, features=listed, opt=2)
-    return "udot" in target.emit_assembly(binding.parse_assembly(_SUM_OF_PRODUCTS))
-
-
-_SUM_OF_PRODUCTS = """
-declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
-define i32 @dot(<16 x i8> %x, <16 x i8> %y) {
-    %a = zext <16 x i8> %x to <16 x i32>
-    %b = zext <16 x i8> %y to <16 x i32>
-    %products = mul <16 x i32> %a, %b
-    %sum = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %products)
-    ret i32 %sum
-}
-"""
+_known = cache(_host.known)

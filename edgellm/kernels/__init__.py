@@ -1,8 +1,8 @@
 """Kernels of the CPU backend: plain functions over vector primitives, compiled for the very CPU they run on.
 
 A body is written once. Compiling rebuilds it with the primitives of an ISA in place of the plain ones, and so on down
-through the bodies that it calls. Each kernel becomes an object file, once per machine (see objects): where they are all
-there, neither Numba nor a compiler is loaded.
+through the bodies that it calls. Each kernel becomes an image, once per machine (see image, objects): where they are
+all there, neither Numba nor LLVM is loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from edgellm.isa import Isa
-from edgellm.kernels import objects
+from edgellm.kernels import image, objects
 
 Body = Callable[..., Any]
 SYMBOL = "kernel"
@@ -98,15 +98,16 @@ class Compiler:
 
             self._bodies = Bodies(self.isa)
         compiled = self._bodies.object_file(kernel)
-        if self._link(kernel, compiled):
-            objects.write(self._file(kernel), compiled)
-        else:
-            self._kept.append(self._bodies.in_process(kernel))
-            self._functions[kernel] = self._kept[-1].ctypes
+        for code in (image.image_of(compiled, SYMBOL), compiled):
+            if code and self._link(kernel, code):
+                objects.write(self._file(kernel), code)
+                return
+        self._kept.append(self._bodies.in_process(kernel))
+        self._functions[kernel] = self._kept[-1].ctypes
 
-    def _link(self, kernel: Kernel, compiled: bytes) -> bool:
-        """Put machine code into memory; False if it asks for a symbol that is not in this process."""
-        address = _linked(self._file(kernel), compiled)
+    def _link(self, kernel: Kernel, code: bytes) -> bool:
+        """Put an image or an object file into memory; False if it asks for what is not in this process."""
+        address = image.load(code) if code.startswith(image.MAGIC) else _linked(self._file(kernel), code)
         if address is None:
             return False
         kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * kernel.n_arguments)

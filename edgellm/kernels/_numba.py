@@ -155,9 +155,11 @@ def _target() -> Any:
 
 
 def _machine() -> Any:
-    """As Numba makes one, which loads its code the same way."""
+    """On Linux for code that runs wherever it is put, see image; elsewhere as Numba makes one."""
     triple, name, features = host()
-    reloc = "static" if triple.startswith(("x86_64", "i686")) else "default"
+    reloc, model = ("pic", "small") if "linux" in triple else ("default", "jitdefault")
+    if triple.startswith(("x86_64", "i686")) and model != "small":
+        reloc = "static"
     return binding.Target.from_triple(triple).create_target_machine(
-        cpu=name, features=features, opt=3, reloc=reloc, codemodel="jitdefault", jit=True
+        cpu=name, features=features, opt=3, reloc=reloc, codemodel=model, jit=True
     )

@@ -1,8 +1,8 @@
 """Compiled kernels on disk: home()/kernels/KEY/, a file each. Where that fails, kernels are compiled again.
 
 KEY is the CPU's name and a digest of everything that machine code depends on, so a folder is good or unused, never
-out of date. A file is HEADER, a digest, and the object file; the digest is of the key, the file's name and the object,
-and a file that does not match is removed and never loaded. Files are read whole and replaced whole: processes may
+out of date. A file is HEADER, a digest, and an image or an object file; the digest is of the key, the file's name and
+that, and a file that does not match is removed and never loaded. Files are read whole and replaced whole: processes may
 read, write and clear at the same time.
 """
 
@@ -51,7 +51,7 @@ def folder() -> Path:
 
 
 def read(name: str) -> bytes | None:
-    """The object file of that name; None if there is none that is sound."""
+    """The image or object file of that name; None if there is none that is sound."""
     path = folder() / key() / (name + SUFFIX)
     try:
         content = path.read_bytes()
