@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,42 +27,51 @@ from .huggingface import read_huggingface
 from .llama2c import read_llama2c
 from .report import Report, Row, account
 from .rows import CHUNK, joined, row_order
+from .weights import MARKS, kind_of
 
 __all__ = ["FORMATS", "Report", "Row", "convert", "export", "read"]
 
 FORMATS = ("keep", *quant.names())
 
 
-def read(source: str | os.PathLike[str], tokenizer: Path | None = None) -> Checkpoint:
+def read(source: str | os.PathLike[str], tokenizer: Path | None = None, names: Path | None = None) -> Checkpoint:
     """Open a checkpoint by what it is, not by what it is called.
 
-    Raises ModelNotFoundError if nothing is there, UnsupportedError for another kind of file, CheckpointError for a
-    damaged one.
+    `tokenizer` is one of llama2.c's; `names` is a map of tensor names, see name_map. Raises ModelNotFoundError if
+    nothing is there, UnsupportedError for another kind of file, CheckpointError for a damaged one.
     """
     path = Path(source)
     try:
-        return _reader(path)(path) if tokenizer is None else read_llama2c(path, tokenizer)
+        return _reader(path, tokenizer, names)(path)
     except (CheckpointError, UnsupportedError) as error:
         if str(path.parent) in str(error):
             raise
         raise type(error)(f"{path}: {error}") from error
 
 
-def _reader(path: Path) -> Callable[[Path], Checkpoint]:
+def _reader(path: Path, tokenizer: Path | None, names: Path | None) -> Callable[[Path], Checkpoint]:
+    own = _with_own_config(path) if tokenizer is None else partial(read_llama2c, tokenizer=tokenizer)
+    if own is None:
+        return partial(read_huggingface, names=names)
+    if names is not None:
+        raise ArgumentError(f"the tensors of {path.name} have the names of its format; expected no map of names")
+    return own
+
+
+def _with_own_config(path: Path) -> Callable[[Path], Checkpoint] | None:
+    """The reader of a file that has its own config; None for folders, and files of weights beside a config.json."""
     if path.is_dir():
-        return read_huggingface
+        return None
     if not path.is_file():
         raise ModelNotFoundError(f"{path}: no such file or folder")
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start == b"GGUF":
+        start = file.read(max(map(len, MARKS)))
+    if start.startswith(b"GGUF"):
         return read_gguf
-    if path.suffix == ".bin" and start[:2] != b"PK" and start[:1] != b"\x80":
+    if path.suffix == ".bin" and not start.startswith(MARKS):  # llama2.c has none
         return read_llama2c
-    hint = "convert reads GGUF files, Hugging Face folders and llama2.c .bin files"
-    if path.suffix == ".safetensors":
-        hint = "give the folder that holds it, with its config.json"
-    raise UnsupportedError(f"{path}: not a checkpoint that can be converted; {hint}")
+    kind_of(path)
+    return None
 
 
 def convert(
@@ -73,9 +83,12 @@ def convert(
     license: str | None = None,
     origin: str | None = None,
     tokenizer: Path | None = None,
+    names: Path | None = None,
     progress: bool = True,
 ) -> Report:
     """Write `source` to the .edge file `target`, which appears only when it is complete.
+
+    With `progress`, stderr tells what was found, and how far it is.
 
     `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
     quantized sources are kept, ternary ones become q2t, and others q4m. The matrix that computes the logits stays at 8
@@ -84,7 +97,9 @@ def convert(
     """
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
-    started, checkpoint = time.perf_counter(), read(source, tokenizer)
+    started, checkpoint = time.perf_counter(), read(source, tokenizer, names)
+    if progress:
+        click.echo(checkpoint.described(), err=True)
     recipe = format or ("q2t" if checkpoint.ternary else "keep" if checkpoint.quantized else "q4m")
     architecture = architectures.get(checkpoint.architecture)
     shapes, pairs = architecture.shapes(checkpoint.config), architecture.pairs(checkpoint.config)

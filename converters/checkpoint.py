@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from edgellm.arrays import U8
 from edgellm.errors import CheckpointError, UnsupportedError
 
-from .blocks import BlockType
+from .blocks import BYTE, TYPES, BlockType
 
 END_OF_TURN = (
     "<|im_end|>",
@@ -25,6 +27,13 @@ END_OF_TURN = (
     "<|end_of_text|>",
 )
 """Tokens that end an answer wherever they are in a vocabulary, even where the checkpoint forgets to say so."""
+
+DTYPES = {name: TYPES[name] for name in ("F32", "F16", "BF16")}
+"""Of numbers in files of tensors by name."""
+STORED_DTYPES = {**DTYPES, BYTE.name: BYTE}
+_COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+MAX_LISTED = 10
+"""Names in an error's message."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class TokenizerSource:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     """Every id that ends an answer: end of text, end of turn."""
+    kind: str = "unknown"
+    """What the tokenizers library calls its model."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class Checkpoint:
     tokenizer: TokenizerSource
     quantized: bool
     """Whether the source's matrices are quantized already."""
+    kind: str
+    """What the source is, to be shown."""
     ternary: bool = False
     """Whether they are ternary, but for the embedding and the output."""
     interleaved: tuple[str, ...] = ()
@@ -77,29 +90,64 @@ class Checkpoint:
     metadata: dict[str, str] = field(default_factory=dict)
     """Of name, license, source: what the source says of itself."""
 
+    def described(self) -> str:
+        """What was found, in a line."""
+        names, weights = set[str](), Counter[str]()
+        for part in (part for parts in self.tensors.values() for part in parts):
+            names.add(part.name)  # of which a part may be some rows
+            weights[part.type.name] += math.prod(part.shape)
+        formats = ", ".join(name for name, _ in weights.most_common())
+        return (
+            f"{self.kind}: {self.architecture}, {len(names)} tensors with {weights.total() / 1e6:,.2f} M weights in "
+            f"{formats}, {self.tokenizer.kind} tokenizer with {self.tokenizer.n_tokens:,} tokens"
+        )
 
-def row_reader(path: Path, offset: int, rows: int, row_bytes: int) -> Callable[[int, int], U8]:
-    """SourceTensor.read for rows that lie one after another from `offset` on.
+
+def is_computed(name: str) -> bool:
+    """Whether a tensor follows from the config: old checkpoints store frequencies of RoPE, and masks of attention."""
+    return name.endswith(_COMPUTED)
+
+
+def read_bytes(path: Path, offset: int, begin: int, count: int) -> U8:
+    """(count,) bytes of a file, from byte `begin` of what starts at `offset`, which were there when it was opened.
 
     Reads and not a map: what was converted already must not stay in memory, and a file that shrinks meanwhile must give
     an error, not a signal. Raises CheckpointError.
     """
+    try:
+        raw = np.fromfile(path, np.uint8, count, offset=offset + begin)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if raw.size != count:
+        raise CheckpointError(
+            f"{path} ended while it was being read; expected the length it had when opened: "
+            "wait until it is complete and try again"
+        )
+    return raw
+
+
+def row_reader(path: Path, offset: int, rows: int, row_bytes: int) -> Callable[[int, int], U8]:
+    """SourceTensor.read for rows that lie one after another from `offset` on."""
 
     def read(first: int, stop: int) -> U8:
         assert 0 <= first <= stop <= rows
-        count = (stop - first) * row_bytes
-        try:
-            raw = np.fromfile(path, np.uint8, count, offset=offset + first * row_bytes)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if raw.size != count:
-            raise CheckpointError(
-                f"{path} ended while it was being read; expected the length it had when opened: "
-                "wait until it is complete and try again"
-            )
-        return raw.reshape(stop - first, row_bytes)
+        return read_bytes(path, offset, first * row_bytes, (stop - first) * row_bytes).reshape(stop - first, row_bytes)
 
     return read
+
+
+def listed(names: Iterable[object], separator: str = ", ") -> str:
+    """The first few of what may be thousands, and how many more there are."""
+    texts = [str(name)[:200] for name in names]
+    more = len(texts) - MAX_LISTED
+    return separator.join(texts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def unsupported_type(path: Path, name: str, dtype: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path}: tensor {name!r} is stored as {dtype[:20]}; this version reads {', '.join(DTYPES)}: use the original "
+        "model, or a GGUF file of it"
+    )
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

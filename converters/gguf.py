@@ -109,6 +109,7 @@ def read_gguf(path: Path) -> Checkpoint:
         tensors=tensors,
         tokenizer=tokenizer,
         quantized=any(part.type.block_size > 1 for parts in tensors.values() for part in parts),
+        kind="GGUF file",
         interleaved=tuple(architecture.GGUF_INTERLEAVED),
         chat_template=metadata.get("tokenizer.chat_template"),
         metadata=_said_of_itself(path, metadata),

@@ -16,6 +16,8 @@ from .checkpoint import END_OF_TURN, TokenizerSource
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import Model
+    from tokenizers.normalizers import Normalizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -51,10 +53,14 @@ def tokenizer_from_pieces(
     add_eos: bool,
     add_space_prefix: bool,
     rstrip: Collection[str] = (),
+    byte_fallback: bool = True,
+    model: Model | None = None,
+    cleaning: Sequence[Normalizer] = (),
 ) -> TokenizerSource:
-    """A SentencePiece BPE vocabulary as a tokenizer.json: merges by score, what is not in it as bytes.
+    """A SentencePiece vocabulary as a tokenizer.json: by default BPE by score, and what is not in it as bytes.
 
-    Special tokens in `rstrip` swallow the white space after them. Raises CheckpointError.
+    Special tokens in `rstrip` swallow the white space after them; `cleaning` is done to text first. Raises
+    CheckpointError.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -64,15 +70,16 @@ def tokenizer_from_pieces(
     space = [normalizers.Prepend("\u2581")] if add_space_prefix else []
     unspace = [decoders.Strip(" ", 1, 0)] if add_space_prefix else []
     tokenizer = Tokenizer(
-        models.BPE(
+        model
+        or models.BPE(
             vocab=ids,
             merges=_merges_by_score(pieces, scores, types),
-            byte_fallback=True,
+            byte_fallback=byte_fallback,
             fuse_unk=True,
             unk_token=None if unk_id is None else pieces[unk_id],
         )
     )
-    tokenizer.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "\u2581")])
+    tokenizer.normalizer = normalizers.Sequence([*cleaning, *space, normalizers.Replace(" ", "\u2581")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *unspace]
     )
@@ -161,23 +168,23 @@ def _finish(
     """Special tokens, BOS and EOS: what all kinds have in common."""
     special = [id for id, type in enumerate(types.tolist()) if type in (CONTROL, UNKNOWN) or pieces[id] in END_OF_TURN]
     own = set(special)
-    tokenizer.add_special_tokens([_added(pieces[id], pieces[id] in rstrip) for id in special])
-    tokenizer.add_tokens(
-        [
-            _added(pieces[id], pieces[id] in rstrip)
-            for id in np.flatnonzero(types == USER_DEFINED).tolist()
-            if id not in own
-        ]
-    )
+    whole = [id for id, type in enumerate(types.tolist()) if id in own or type == USER_DEFINED]
+    tokenizer.add_tokens([_added(pieces[id], id in own, pieces[id] in rstrip) for id in whole])
     _frame(tokenizer, _framing("BOS", pieces, bos_id, add_bos), _framing("EOS", pieces, eos_id, add_eos))
     ends = {pieces[id]: id for id in special if pieces[id] in END_OF_TURN}
-    return TokenizerSource(tokenizer.to_str().encode(), len(pieces), bos_id, _distinct((eos_id, *ends.values())))
+    return TokenizerSource(
+        tokenizer.to_str().encode(),
+        len(pieces),
+        bos_id,
+        _distinct((eos_id, *ends.values())),
+        type(tokenizer.model).__name__,
+    )
 
 
-def _added(text: str, rstrip: bool) -> AddedToken:
+def _added(text: str, special: bool, rstrip: bool) -> AddedToken:
     from tokenizers import AddedToken
 
-    return AddedToken(text, rstrip=rstrip, normalized=False)
+    return AddedToken(text, rstrip=rstrip, normalized=False, special=special)
 
 
 def _framing(name: str, pieces: Sequence[str], id: int | None, add: bool) -> list[tuple[str, int]]:

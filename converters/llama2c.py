@@ -83,6 +83,7 @@ def read_llama2c(path: Path, tokenizer: Path | None = None) -> Checkpoint:
         tensors=tensors,
         tokenizer=_tokenizer(source, header.config.vocab_size),
         quantized=False,
+        kind="llama2.c file",
         interleaved=llama.GGUF_INTERLEAVED,
         metadata={"name": path.stem, "source": path.name},
     )

@@ -242,6 +242,8 @@ def _snapshot(hub: Any, repo: str, folder: Path) -> Path:
     )  # other formats of the same weights
     if not (folder / "config.json").is_file():
         raise DownloadError(f"hf:{repo} has no config.json; name one file of it, as hf:{repo}/FILE.gguf")
+    if not any(folder.glob("*.safetensors")):
+        hub.snapshot_download(repo_id=repo, local_dir=folder, allow_patterns=["pytorch_model*.bin"])
     return folder
 
 

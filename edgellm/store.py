@@ -26,8 +26,10 @@ from edgellm.errors import ArgumentError, EdgeError, ModelNotFoundError, Unsuppo
 from edgellm.home import home
 from edgellm.shared import Memo, alone, make_folder, temporary_name
 
-CHECKPOINTS = (".gguf", ".bin")
-SUFFIXES = (".edge", ".safetensors", *CHECKPOINTS)
+WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
+"""Of files that need a config.json beside them; a .bin file may be one of these too."""
+CHECKPOINTS = (".gguf", ".bin", *WEIGHTS)
+SUFFIXES = (".edge", *CHECKPOINTS)
 """What ends in one of these is a path, not a name."""
 SOURCES = ("hf:", "https:", "http:")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -129,14 +131,15 @@ def _is_edge(path: Path) -> bool:
 
 
 def _check_checkpoint(path: Path) -> None:
-    """Raises ModelNotFoundError unless a GGUF or llama2.c file or a Hugging Face folder is there."""
+    """Raises ModelNotFoundError unless a file that can be a checkpoint or a Hugging Face folder is there."""
     if not os.path.exists(path):  # False also where Path.exists raises: a name too long, a folder closed to us
         raise ModelNotFoundError(f"there is no file or folder {path}; check the path, or give a name that is pulled")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelNotFoundError(f"the folder {path} has no config.json; expected a Hugging Face checkpoint")
     if path.is_file() and path.suffix.lower() not in CHECKPOINTS:
-        hint = "; give the folder that holds it" if path.suffix == ".safetensors" else ""
-        raise ModelNotFoundError(f"{path} is no model; expected a .edge, .gguf or .bin file, or a folder{hint}")
+        raise ModelNotFoundError(f"{path} is no model; expected a folder, or a file {', '.join(SUFFIXES)}")
+    if path.suffix.lower() in WEIGHTS and not (path.parent / "config.json").is_file():
+        raise ModelNotFoundError(f"{path} has no config.json beside it; expected that and the tokenizer")
 
 
 def _converted(path: Path) -> Path:
@@ -190,8 +193,9 @@ def _parts(path: Path) -> list[Path]:
     if path.is_dir():
         found = {part for pattern in (*CHECKPOINT_FILES, "*.bin") for part in path.glob(pattern) if part.is_file()}
         return sorted(found)
-    tokenizers = path.parent.glob("tok*.bin") if path.suffix.lower() == ".bin" else ()
-    return [path, *sorted(part for part in tokenizers if part != path)]
+    patterns = () if path.suffix.lower() == ".gguf" else ("*.json", "*.jinja", "tok*")
+    beside = {part for pattern in patterns for part in path.parent.glob(pattern) if part.is_file()}
+    return [path, *sorted(beside - {path})]
 
 
 # ---- pulling

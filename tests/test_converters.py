@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.numpy
+import sentencepiece_models
+import torch_pickles
 from conftest import shared
 
 from edgellm import quant
@@ -19,15 +22,51 @@ from edgellm.api import Model
 from edgellm.backends.reference import matrix
 from edgellm.converters import FORMATS, convert, read
 from edgellm.converters.blocks import decode_rows
+from edgellm.converters.gguf import GGUFFile
 from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError, UnsupportedError
 from edgellm.loading import open_model
 
-SOURCES = ["stories260K.bin", "hf", "gguf/stories260K-F32.gguf"]
+SOURCES = [
+    "stories260K.bin", "hf", "gguf/stories260K-F32.gguf", "hf/model.safetensors", "weights.npz", "weights.pt",
+    "old.pth", "shards", "tokenizer.model",
+]  # fmt: skip
 
 
-@pytest.fixture
-def stories_source():
-    return lambda name: shared("data/stories260K") / name
+@pytest.fixture(scope="session")
+def stories_source(tmp_path_factory):
+    """The same model as other programs keep it: what is not in the test data is made of its Hugging Face folder."""
+    made = tmp_path_factory.mktemp("stories260K")
+
+    def source(name):
+        there = shared("data/stories260K")
+        return there / name if (there / name).exists() else _made(there, made, name)
+
+    return source
+
+
+def _made(there, folder, name):
+    if (folder / name).exists():
+        return folder / name
+    for target in (folder, folder / "shards", folder / "tokenizer.model"):
+        target.mkdir(exist_ok=True)
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            shutil.copyfile(there / "hf" / file, target / file)
+    tensors = safetensors.numpy.load_file(there / "hf" / "model.safetensors")
+    shutil.copyfile(there / "stories260K.npz", folder / "weights.npz")
+    torch_pickles.save(folder / "weights.pt", tensors)
+    torch_pickles.save(folder / "old.pth", tensors, legacy=True)
+    names = list(tensors)
+    shards = {"pytorch_model-00001-of-00002.bin": names[:20], "pytorch_model-00002-of-00002.bin": names[20:]}
+    for file, part in shards.items():
+        torch_pickles.save(folder / "shards" / file, {key: tensors[key] for key in part}, legacy="00001" in file)
+    places = {key: file for file, part in shards.items() for key in part}
+    (folder / "shards" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    spm = folder / "tokenizer.model"
+    (spm / "tokenizer.json").unlink()
+    metadata = GGUFFile(there / "gguf" / "stories260K-F32.gguf").metadata
+    (spm / "tokenizer.model").write_bytes(sentencepiece_models.of_gguf(metadata))
+    shutil.copyfile(there / "hf" / "model.safetensors", spm / "model.safetensors")
+    return folder / name
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -169,6 +208,19 @@ def test_weights_that_cannot_be_stored(stories_source, tmp_path, value, fmt, wor
     assert os.listdir(tmp_path) == ["model"]
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16", "BF16"])
+def test_values_of_gguf_that_are_not_finite(tmp_path, kind):
+    """The scale of a block, or a number."""
+    path, name = tmp_path / "m.gguf", "blk.0.attn_v.weight"
+    write_gguf(path, np.random.default_rng(0), {name: kind})
+    tensor = next(tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name)
+    data = bytearray(path.read_bytes())
+    data[tensor.data_offset : tensor.data_offset + 2] = b"\xff\x7f"  # no number in float16 and bfloat16
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' has weights that are not finite"):
+        convert(path, tmp_path / "m.edge", progress=False)
+
+
 def test_mixed_formats_of_a_stack_take_the_finer(stories_source, tmp_path):
     """Gate in Q4_0 and up in Q8_0, of 32 columns each, become q8; the values of both are kept."""
     rng = np.random.default_rng(0)
@@ -240,11 +292,13 @@ def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "x.pt").write_bytes(b"PK\3\4")
     (tmp_path / "x.bin").write_bytes(b"PK\3\4")
+    (tmp_path / "x.pickle").write_bytes(pickle.dumps(7))
     (tmp_path / "empty.gguf").write_bytes(b"")
     for name, kind, words in [
-        ("x.safetensors", UnsupportedError, "folder that holds it"),
-        ("x.pt", UnsupportedError, "reads GGUF files, Hugging Face folders"),
-        ("x.bin", UnsupportedError, "reads GGUF files"),
+        ("x.safetensors", CheckpointError, "has no config.json; expected one beside the weights"),
+        ("x.pt", CheckpointError, r"x\.pt is a zip archive that cannot be read"),
+        ("x.bin", CheckpointError, r"x\.bin is a zip archive that cannot be read"),
+        ("x.pickle", UnsupportedError, "reads GGUF files, Hugging Face folders, llama2.c .bin files, and safetensors"),
         ("empty.gguf", UnsupportedError, "not a checkpoint"),
         ("none", ModelNotFoundError, "no such file"),
         (".", CheckpointError, r"config\.json"),
@@ -264,6 +318,59 @@ def test_a_tokenizer_that_the_library_cannot_read(stories_source, tmp_path):
     ):
         convert(folder, tmp_path / "s.edge", progress=False)
     assert not (tmp_path / "s.edge").exists()
+
+
+def test_names_of_another_project(stories_source, tmp_path):
+    """Weights under Meta's names, with a tensor that nobody needs, by a map."""
+    tensors, meta = np.load(stories_source("weights.npz")), {"rope.freqs": np.ones(4, np.float32)}
+    meta["tok_embeddings.weight"] = tensors["model.embed_tokens.weight"]
+    folder = hf_copy(stories_source, tmp_path / "model")
+    names = {
+        "tok_embeddings.weight": "model.embed_tokens.weight",
+        "rope.freqs": None,
+        "norm.weight": "model.norm.weight",
+    }
+    layer = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+             "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
+             "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
+             "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
+             "feed_forward.w3": "mlp.up_proj"}  # fmt: skip
+    names |= {f"layers.{{}}.{theirs}.weight": f"model.layers.{{}}.{ours}.weight" for theirs, ours in layer.items()}
+    meta["norm.weight"] = tensors["model.norm.weight"]
+    for i in range(5):
+        for theirs, ours in layer.items():
+            meta[f"layers.{i}.{theirs}.weight"] = tensors[f"model.layers.{i}.{ours}.weight"]
+    np.savez_compressed(folder / "meta.npz", **meta)
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    convert(folder, tmp_path / "expected.edge", format="q8", progress=False)
+    convert(folder / "meta.npz", tmp_path / "s.edge", format="q8", names=tmp_path / "names.json", progress=False)
+    expected, found = (open_model(tmp_path / name).file for name in ("expected.edge", "s.edge"))
+    for name, tensor in expected.tensors.items():
+        np.testing.assert_array_equal(tensor.data, found.tensors[name].data, err_msg=name)
+    for file in (expected, found):
+        file.close()
+    with pytest.raises(CheckpointError, match=r"asks for: model.embed_tokens.weight is missing; .*; rope.freqs is not"):
+        convert(folder / "meta.npz", tmp_path / "s.edge", progress=False)
+    with pytest.raises(ArgumentError, match=r"names of its format; expected no map of names"):
+        convert(stories_source("gguf/stories260K-F32.gguf"), tmp_path / "s.edge", names=tmp_path / "names.json")
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (
+            "stories260K.bin",
+            "llama2.c file: llama, 47 tensors with 0.26 M weights in F32, BPE tokenizer with 512 tokens",
+        ),
+        ("hf", "Hugging Face folder of safetensors: llama, 47 tensors with 0.26 M weights in F32, BPE"),
+        ("shards", "Hugging Face folder of PyTorch shards: llama, 47 tensors"),
+        ("weights.npz", "npz file: llama, 47 tensors with 0.26 M weights in F32, BPE tokenizer with 512 tokens"),
+        ("gguf/stories260K-Q8_0.gguf", "GGUF file: llama, 47 tensors with 0.26 M weights in Q8_0, F16, F32, BPE"),
+    ],
+)
+def test_what_was_found_is_told(stories_source, tmp_path, capsys, source, found):
+    convert(stories_source(source), tmp_path / "s.edge")
+    assert capsys.readouterr().err.startswith(found)
 
 
 def test_a_config_error_names_the_file(stories_source, tmp_path):

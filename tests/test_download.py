@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import threading
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -396,11 +397,15 @@ def hub(monkeypatch):
         path.write_bytes(DATA)
         return str(path)
 
-    def snapshot(repo_id, local_dir, allow_patterns, ignore_patterns):
-        assert "*.safetensors" in allow_patterns
-        Path(local_dir).mkdir()
-        if repo_id == "owner/checkpoint":
-            (Path(local_dir) / "config.json").write_text("{}", encoding="utf-8")
+    def snapshot(repo_id, local_dir, allow_patterns, ignore_patterns=()):
+        there = {
+            "owner/checkpoint": ["config.json", "model.safetensors", "pytorch_model.bin"],
+            "owner/old": ["config.json", "pytorch_model-00001-of-00002.bin"],
+        }
+        Path(local_dir).mkdir(exist_ok=True)
+        for name in there.get(repo_id, []):
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (Path(local_dir) / name).write_text("{}", encoding="utf-8")
 
     monkeypatch.setitem(
         sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=one, snapshot_download=snapshot)
@@ -409,7 +414,11 @@ def hub(monkeypatch):
 
 def test_hub(hub, tmp_path):
     assert fetch("hf:owner/repo/sub/model.gguf", tmp_path, sha256=SUM).read_bytes() == DATA
-    assert fetch("hf:owner/checkpoint", tmp_path) == tmp_path / "checkpoint"
+    folder = fetch("hf:owner/checkpoint", tmp_path)
+    assert folder == tmp_path / "checkpoint"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    folder = fetch("hf:owner/old", tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model-00001-of-00002.bin"}
 
 
 @pytest.mark.parametrize(

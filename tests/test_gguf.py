@@ -566,6 +566,15 @@ def test_shards_that_do_not_belong_together(tmp_path, changes, words):
         GGUFFile(shards(tmp_path, **changes)[1])
 
 
+@pytest.mark.parametrize("shard", [0, 1])
+def test_a_shard_that_is_incomplete(tmp_path, shard):
+    paths = shards(tmp_path)
+    data = paths[shard].read_bytes()
+    paths[shard].write_bytes(data[:-1])
+    with pytest.raises(CheckpointError, match=rf"m-0000{shard + 1}-of-00002\.gguf.* the file ends at"):
+        GGUFFile(paths[0])
+
+
 def test_missing_and_renamed_shards(tmp_path):
     first, second = shards(tmp_path)
     first.unlink()

@@ -4,6 +4,7 @@ import struct
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch_pickles
 
 from edgellm.converters.blocks import decode_rows
 from edgellm.converters.huggingface import read_huggingface
@@ -121,6 +122,27 @@ def test_tied_embeddings(folder, config, output):
 def test_tensors_that_follow_from_the_config_are_ignored(folder):
     write(folder, tensors=weights({**SHAPES, "model.layers.0.self_attn.rotary_emb.inv_freq": (1,)}))
     assert len(read_huggingface(folder).tensors) == len(SHAPES) - 1  # gate and up are one
+    masks = {f"model.layers.0.self_attn.attn.{name}": np.ones((1, 3), np.bool_) for name in ("bias", "masked_bias")}
+    write(folder, tensors=weights() | masks)
+    assert len(read_huggingface(folder).tensors) == len(SHAPES) - 1
+
+
+def test_a_model_that_was_saved_without_its_head(folder):
+    """As GPT-2's files are: no prefix, no output."""
+    write(folder, tensors={name.removeprefix("model."): w for name, w in weights().items() if name != "lm_head.weight"})
+    checkpoint = read_huggingface(folder)
+    assert checkpoint.config.tie_embeddings
+    (source,) = checkpoint.tensors["norm"]
+    np.testing.assert_array_equal(decode_rows(source.type, source.read(0, 1)), weights()["model.norm.weight"][None])
+
+
+def test_a_file_of_weights_beside_its_config(folder):
+    (folder / "model.safetensors").rename(folder / "tiny v2.safetensors")
+    checkpoint = read_huggingface(folder / "tiny v2.safetensors")
+    assert (checkpoint.kind, checkpoint.metadata["name"]) == ("safetensors file", "tiny v2")
+    assert checkpoint.described() == (
+        "safetensors file: llama, 12 tensors with 0.00 M weights in F32, BPE tokenizer with 6 tokens"
+    )
 
 
 # Text.
@@ -198,11 +220,21 @@ def test_unigram_vocabulary(folder):
             CheckpointError,
             r"w is not a tensor of this architecture; model.norm.weight has the shape \(5,\), expected \(4,\)",
         ),
-        (
-            {"tensors": {"w": np.zeros(1, np.float64)}},
-            UnsupportedError,
-            "stored as F64; this version reads F32, F16, BF16",
+        *(
+            (
+                {"tensors": {"w": np.zeros(1, dtype)}},
+                UnsupportedError,
+                f"stored as {name}; this version reads F32, F16, BF16",
+            )
+            for name, dtype in {
+                "F64": np.float64,
+                "I8": np.int8,
+                "I64": np.int64,
+                "BOOL": np.bool_,
+                "U16": np.uint16,
+            }.items()
         ),
+        ({"config": {"model_type": "lama"}}, UnsupportedError, "'lama' is not supported; .*: the nearest is llama"),
     ],
 )
 def test_bad_folder(folder, changes, error, words):
@@ -211,14 +243,33 @@ def test_bad_folder(folder, changes, error, words):
         read_huggingface(folder)
 
 
+def test_all_tensors_that_are_missing_or_not_of_the_model_are_named(folder):
+    write(folder, tensors=weights({f"x{i}": (1,) for i in range(30)}))
+    with pytest.raises(CheckpointError) as error:
+        read_huggingface(folder)
+    missing = {f"{name} is missing" for name in SHAPES if name != "lm_head.weight"}
+    others = {f"x{i} is not a tensor of this architecture" for i in range(30)}
+    assert set(str(error.value).partition("asks for: ")[2].split("; ")) == missing | others
+
+
 @pytest.mark.parametrize(
     ("missing", "other", "error", "words"),
     [
-        ("config.json", None, CheckpointError, "config.json cannot be read: No such file"),
-        ("tokenizer.json", None, CheckpointError, "tokenizer.json cannot be read: No such file"),
-        ("tokenizer.json", "tokenizer.model", UnsupportedError, "has a tokenizer.model and no tokenizer.json"),
-        ("model.safetensors", None, CheckpointError, "no model.safetensors and no .*; expected one of them"),
-        ("model.safetensors", "pytorch_model.bin", CheckpointError, "pytorch_model.bin: convert the weights"),
+        ("config.json", None, CheckpointError, "has no config.json; expected one beside the weights"),
+        ("tokenizer.json", None, CheckpointError, "has no tokenizer.json and no tokenizer.model; expected one of them"),
+        (
+            "model.safetensors",
+            None,
+            CheckpointError,
+            "has none of model.safetensors, .* and no index of one; fetch the",
+        ),
+        ("model.safetensors", "weights.npz", CheckpointError, "for the weights in weights.npz give the file itself"),
+        (
+            "model.safetensors",
+            "pytorch_model.bin",
+            CheckpointError,
+            "pytorch_model.bin is a zip archive that cannot be",
+        ),
     ],
 )
 def test_missing_files(folder, missing, other, error, words):
@@ -312,6 +363,57 @@ def test_shards(folder):
 def test_bad_index(folder, places, words):
     write_shards(folder, places)
     with pytest.raises(CheckpointError, match=words):
+        read_huggingface(folder)
+
+
+@pytest.mark.parametrize("bytes_left", [0, 7, 100, -1])
+def test_a_shard_that_is_incomplete(folder, bytes_left):
+    write_shards(folder)
+    shard = folder / "b.safetensors"
+    shard.write_bytes(shard.read_bytes()[:bytes_left])
+    with pytest.raises(CheckpointError, match=r"b.safetensors .* it is damaged or incomplete"):
+        read_huggingface(folder)
+
+
+def write_pytorch_shards(folder, places=None):
+    (folder / "model.safetensors").unlink()
+    tensors, names = weights(), list(SHAPES)
+    for file, part in {"pytorch_model-1.bin": names[:5], "pytorch_model-2.bin": names[5:]}.items():
+        torch_pickles.save(folder / file, {name: tensors[name] for name in part})
+    index = {name: f"pytorch_model-{1 if name in names[:5] else 2}.bin" for name in names} | (places or {})
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def test_shards_of_pytorch(folder):
+    write_pytorch_shards(folder)
+    checkpoint = read_huggingface(folder)
+    assert checkpoint.kind == "Hugging Face folder of PyTorch shards"
+    (source,) = checkpoint.tensors["output"]
+    np.testing.assert_array_equal(decode_rows(source.type, source.read(0, 6)), weights()["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        ({"x": "pytorch_model-3.bin"}, "not beside it: pytorch_model-3.bin; fetch them"),
+        ({"x": "pytorch_model-1.bin"}, "tensors are that are not there: x in pytorch_model-1.bin"),
+        ({"x": "a.safetensors"}, "'a.safetensors'; expected the name of a .bin file beside it"),
+        ({"x": "../pytorch_model-1.bin"}, "expected the name of a .bin file beside it"),
+    ],
+)
+def test_bad_index_of_pytorch(folder, places, words):
+    write_pytorch_shards(folder, places)
+    with pytest.raises(CheckpointError, match=words):
+        read_huggingface(folder)
+
+
+def test_a_shard_of_pytorch_that_is_incomplete(folder):
+    write_pytorch_shards(folder)
+    shard = folder / "pytorch_model-2.bin"
+    shard.write_bytes(shard.read_bytes()[:-30])
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model-2.bin is a zip archive that cannot be read: .*; fetch it"
+    ):
         read_huggingface(folder)
 
 

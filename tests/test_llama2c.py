@@ -7,6 +7,7 @@ from conftest import shared
 
 from edgellm import architectures
 from edgellm.architectures import llama
+from edgellm.converters import read
 from edgellm.converters.blocks import decode_rows
 from edgellm.converters.gguf import read_gguf
 from edgellm.converters.huggingface import read_huggingface
@@ -197,6 +198,14 @@ def test_bad_tokenizer(model, content, words):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
         read_llama2c(model, path)
+
+
+@pytest.mark.parametrize("size", [640, 128])
+def test_it_is_told_from_pytorch(model, size):
+    """Whose pickles start with the same bytes as widths of 640 and 128."""
+    model.write_bytes(v0(numbers=(size, *NUMBERS[1:])))
+    with pytest.raises(CheckpointError, match="from the sizes in its header"):
+        read(model)
 
 
 def test_missing_files(model):

@@ -128,6 +128,18 @@ def test_llama2c_tokenizer_is_part_of_the_content(tmp_path):
     assert store.resolve("x.bin") != first
 
 
+@pytest.mark.parametrize("name", ["x.safetensors", "x.PT", "x.npz", "x.bin"])
+def test_what_is_beside_weights_is_part_of_the_content(tmp_path, name):
+    (tmp_path / name).write_bytes(b"weights")
+    found = set()
+    for file, content in [("config.json", b"{}"), ("tokenizer.json", b"{}"), ("tokenizer.model", b"pieces")]:
+        (tmp_path / file).write_bytes(content)
+        found.add(store.resolve(name))
+    assert len(found) == 3
+    (tmp_path / "notes.txt").touch()
+    assert store.resolve(name) in found
+
+
 def test_unchanged_file_is_not_hashed_again(tmp_path, monkeypatch):
     (tmp_path / "x.gguf").write_bytes(b"weights")
     hashed = []
@@ -168,8 +180,8 @@ def test_resolve_the_bundled_model(bundled):
         ("none.edge", "there is no file or folder none.edge"),
         ("./empty", "the folder empty has no config.json"),
         ("empty", "the folder of that name is ./empty"),
-        ("./text.txt", "text.txt is no model; expected a .edge, .gguf or .bin file"),
-        ("model.safetensors", "give the folder that holds it"),
+        ("./text.txt", "text.txt is no model; expected a folder, or a file .edge, .gguf, .bin, .safetensors, .pt"),
+        ("model.safetensors", "model.safetensors has no config.json beside it"),
         ("hf:owner/repo", "run 'edgellm pull hf:owner/repo' first"),
         ("https://h/x.gguf", "run 'edgellm pull https://h/x.gguf' first"),
     ],

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch_pickles
 from test_transformers import EXPECTED
 from transformers_cases import weights, write_folder
 
@@ -110,6 +111,16 @@ def test_both_forms_give_the_same_model(tmp_path):
             np.testing.assert_allclose(matrix(tensor), matrix(second.tensors[name]), rtol=2**-11)
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("save", [torch_pickles.save, lambda path, tensors: np.savez(path, **tensors)])
+def test_packed_matrices_of_pytorch_and_numpy(tmp_path, save):
+    folder, other = write(tmp_path / "a", OFFLINE, offline_tensors()), write(tmp_path / "b", OFFLINE, {})
+    path = other / ("weights.pt" if save is torch_pickles.save else "weights.npz")
+    save(path, offline_tensors())
+    convert(folder, tmp_path / "a.edge", name="m", origin="o", progress=False)
+    convert(path, tmp_path / "b.edge", name="m", origin="o", progress=False)
+    assert (tmp_path / "a.edge").read_bytes() == (tmp_path / "b.edge").read_bytes()
 
 
 REFUSED = [

@@ -1,7 +1,9 @@
 """Folders of models that see too: the text model is converted, and what is left out is said."""
 
+import numpy as np
 import pytest
 import safetensors.numpy
+import torch_pickles
 from transformers_cases import expected, weights, write_folder
 
 from edgellm import architectures
@@ -39,6 +41,21 @@ def test_the_text_model_is_converted(tmp_path, case, names):
         assert tensor.data.tobytes() == second.tensors[name].data.tobytes(), name
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "weights.npz"])
+def test_the_text_model_of_pytorch_and_numpy(tmp_path, file):
+    write(tmp_path, "gemma3", NAMES["as transformers has them"])
+    tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    expected = convert(tmp_path, tmp_path / "a.edge", name="m", origin="o", progress=False)
+    (tmp_path / "model.safetensors").unlink()
+    if file.endswith(".npz"):
+        np.savez(tmp_path / file, **tensors)
+    else:
+        torch_pickles.save(tmp_path / file, tensors)
+    report = convert(tmp_path / file, tmp_path / "b.edge", name="m", origin="o", progress=False)
+    assert report.left_out == expected.left_out
+    assert (tmp_path / "a.edge").read_bytes() == (tmp_path / "b.edge").read_bytes()
 
 
 def test_what_gemma_s_config_leaves_out():

@@ -89,7 +89,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Architecture:
-    """The architecture module of that name; raises UnsupportedError with the known names."""
+    """The architecture module of that name; raises UnsupportedError with the known names, and the nearest."""
     if name not in names():
         nearest = get_close_matches(name, names(), 1)
         raise UnsupportedError(

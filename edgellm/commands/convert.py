@@ -27,10 +27,16 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="A llama2.c tokenizer file, if it is not beside SOURCE."
 )
+@click.option(
+    "--names",
+    type=click.Path(path_type=Path),
+    help="JSON: SOURCE's tensor names to those of Hugging Face, {} for numbers, null to leave one out.",
+)
 def command(source: Path, target: Path, **options: Any) -> None:
     """Convert trained weights to TARGET, a .edge file.
 
-    SOURCE is a GGUF file (any shard of a split one), a Hugging Face folder or a llama2.c .bin file.
+    SOURCE is a GGUF file (any shard of a split one), a Hugging Face folder, a llama2.c .bin file, or, with config.json
+    and the tokenizer beside it, a file of weights: safetensors, PyTorch's (.bin, .pt, .pth) or NumPy's (.npz).
     """
     from edgellm.converters import convert
 
