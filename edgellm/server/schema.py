@@ -202,7 +202,10 @@ class Either:
 
 @dataclass(frozen=True)
 class Object:
-    """An object of known fields. A field that is null counts as absent; one that is absent is not in what is read."""
+    """An object of known fields.
+
+    A field that is null counts as absent, known or not; what is absent is not in what is read.
+    """
 
     fields: Mapping[str, Kind]
     required: Sequence[str] = ()
@@ -233,8 +236,9 @@ class Object:
             name: kind.schema() if name in self.required else {"anyOf": [kind.schema(), {"type": "null"}]}
             for name, kind in self.fields.items()
         }
+        others = {"type": "null"}
         return {
-            "type": "object", "properties": known, "required": list(self.required), "additionalProperties": False
+            "type": "object", "properties": known, "required": list(self.required), "additionalProperties": others
         }  # fmt: skip
 
 
