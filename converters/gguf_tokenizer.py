@@ -372,6 +372,14 @@ _GROUPS = {
             r"\p{N}+",
         )
     ),
+    "deepseek-v3 hunyuan-dense joyai-llm": _Pre(
+        (
+            r"\p{N}{1,3}",
+            "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+            rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
+        )
+    ),
     "deepseek-coder": _Pre((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CHINESE_KOREAN, r"\p{N}")),
 }
 _PRE = {name: pre for names, pre in _GROUPS.items() for name in names.split()}

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgellm import backends, catalog, store
 from edgellm.answer import Answer, Completion, Piece, Stream, Timings, Turn
 from edgellm.arrays import F32
@@ -25,6 +27,7 @@ from edgellm.generate import Slot, check_room
 from edgellm.loading import open_model, open_tokenizer
 from edgellm.logprobs import Logprob
 from edgellm.request import Answers, Request
+from edgellm.samplers import checked
 from edgellm.scheduler import Scheduler
 from edgellm.text_stream import TextStream
 
@@ -327,6 +330,29 @@ class Model:
         """How likely the model finds a text: the natural logarithm of the probability of each token but the first,
         given those before it. Their sum is that of the text. Raises ContextOverflowError if it does not fit."""
         return self.generate(text, max_tokens=0, prompt_logprobs=0).prompt_logprobs
+
+    def embed(self, text: str, *, pooling: str = "mean") -> F32:
+        """(hidden_size,) float32 of length 1: a direction that is similar for texts of similar meaning.
+
+        It is the mean over the tokens of what the model computes their logits from, or with `pooling="last"` what it
+        computes those of the last token from, as models that are trained for it may want. Raises ContextOverflowError
+        if the text does not fit.
+        """
+        if pooling not in ("mean", "last"):
+            raise ArgumentError(f"pooling is {pooling!r}; expected mean or last")
+        ids = self.tokenize(text)
+        self._answers.check(ids)
+        check_room(len(ids), 0, self.context_length)
+        slot = self.open_slot()
+        try:
+            rows = slot.hidden(ids)
+        finally:
+            slot.close()
+        pooled = rows[-1] if pooling == "last" else rows.mean(axis=0, dtype=np.float64)
+        length = np.linalg.norm(pooled)
+        checked(0 if np.isfinite(length) and length else -1)
+        found: F32 = (pooled / length).astype(np.float32)
+        return found
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text -> ids. `add_special` puts the model's BOS or EOS, `parse_special` reads special tokens in the text."""

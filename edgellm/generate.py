@@ -65,6 +65,10 @@ class Slot:
         found: list[int] = self._evaluate(ids, wanted, self.backend.best).tolist()
         return found
 
+    def hidden(self, ids: Sequence[int]) -> F32:
+        """As `extend`, but what logits are computed from: -> (len(ids), hidden_size)."""
+        return self._evaluate(ids, range(0), self.backend.hidden)
+
     def _evaluate(self, ids: Sequence[int], wanted: range | None, run: Callable[[Step], Array]) -> Array:
         wanted = range(len(ids) - 1, len(ids)) if wanted is None else wanted
         found = []

@@ -9,7 +9,7 @@ into what it executes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -61,6 +61,9 @@ class Turned:
     """None for heads that know no position."""
     scale: float = 1.0
     norm: Normed | None = None
+    """Of each head before it is turned."""
+    turned_norm: Normed | None = None
+    """Of each head after it, if not before."""
 
 
 Value = Buffer | Normed | Activated | Turned
@@ -235,7 +238,9 @@ class Recorder:
         source = self._source(y)
         return self._append(Apply(source, self._changed(target), scale))
 
-    def rms_norm(self, x: Value, weight: Tensor, eps: float) -> Normed:
+    def rms_norm(self, x: Value, weight: Tensor, eps: float) -> Normed | Turned:
+        if isinstance(x, Turned) and not (x.norm or x.turned_norm) and weight.shape[0] == x.head_dim:
+            return replace(x, turned_norm=Normed(x.x, weight, eps))
         return Normed(self._plain(x), weight, eps)
 
     def layer_norm(self, x: Value, weight: Tensor, bias: Tensor | None, eps: float) -> Normed:
@@ -430,7 +435,8 @@ def _times(made: str, scale: float) -> str:
 
 def _head(x: Turned) -> str:
     inner = f"rms_norm({x.x.name})" if x.norm else x.x.name
-    return f"rope({inner})" if x.frequencies is not None else inner
+    turned = f"rope({inner})" if x.frequencies is not None else inner
+    return f"rms_norm({turned})" if x.turned_norm else turned
 
 
 def _source(source: Source) -> str:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("test_isa", "test_kernels", "test_rows", "test_attention", "test_bits")
+TESTS = ("test_isa", "test_image", "test_kernels", "test_rows", "test_attention", "test_bits")
 RUNNABLE = "import json; from edgellm import isa; print(json.dumps([isa.cpu()[0], isa.runnable()]))"
 TOKENS = """
 import json

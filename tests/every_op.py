@@ -57,11 +57,11 @@ def forward(config, weights, ops):
 
 
 def sandwiched(layer, ops, x):
-    """Norms on both sides, per-head norms, part of each head turned, capped scores, a norm of a GLU."""
+    """Norms on both sides, part of each head turned after a norm, or before, capped scores, a norm of a GLU."""
     h = ops.rms_norm(x, layer.norm, 1e-5)
     q = ops.rms_norm(ops.linear(h, layer.q, layer.q_bias), layer.q_norm, 1e-5)
-    k = ops.rms_norm(ops.linear(h, layer.k), layer.k_norm, 1e-5)
-    q, k = (ops.rope(heads, HEAD_DIM, SOME, scale=1.2) for heads in (q, k))
+    q, k = (ops.rope(heads, HEAD_DIM, SOME, scale=1.2) for heads in (q, ops.linear(h, layer.k)))
+    k = ops.rms_norm(k, layer.k_norm, 1e-5)
     h = ops.attention(q, k, ops.linear(h, layer.v, layer.v_bias), 0, scale=0.4, softcap=2.0)
     x = ops.add(x, ops.rms_norm(ops.linear(h, layer.o, layer.o_bias), layer.post_norm, 1e-5))
     h = ops.activate(ops.linear(ops.layer_norm(x, layer.norm, layer.norm_bias, 1e-5), layer.up, layer.up_bias), "relu2")

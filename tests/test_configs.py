@@ -72,11 +72,16 @@ BAD = [
         "beta_fast = -1",
     ),
     ("llama", {"tie_word_embeddings": "no"}, CheckpointError, "tie_word_embeddings = 'no'; expected true or false"),
+    ("gemma", {"use_bidirectional_attention": True}, UnsupportedError, "use_bidirectional_attention = True"),
+    ("gemma", {"attention_bias": True}, UnsupportedError, "config has biases"),
     ("gemma2", {"use_bidirectional_attention": True}, UnsupportedError, "use_bidirectional_attention = True"),
     ("gemma2", {"attention_bias": True}, UnsupportedError, "config has biases"),
     ("gemma2", {"attn_logit_softcapping": -1.0}, CheckpointError, "attention_softcap = -1.0"),
     ("gemma3_text", {"rope_parameters": {"sliding_attention": DYNAMIC}}, UnsupportedError, "'dynamic'"),
     ("olmo2", {"attention_bias": True}, UnsupportedError, "config has biases"),
+    ("exaone4", {"attention_bias": True}, UnsupportedError, "config has biases"),
+    ("exaone4", {"sliding_window": 0}, CheckpointError, "sliding_window = 0"),
+    ("exaone4", {"layer_types": ["full_attention"]}, CheckpointError, "5 layers, but layer_types"),
     ("granite", {"logits_scaling": 0}, CheckpointError, "logits_scaling = 0"),
 ]
 
@@ -84,6 +89,11 @@ BAD = [
 @pytest.mark.parametrize(("name", "change", "kind", "words"), BAD)
 def test_bad_config(name, change, kind, words):
     refused(name, change, kind, words)
+
+
+def test_gemma_s_first_checkpoints_name_another_activation():
+    config = architectures.get("gemma").Config
+    assert config.from_hf({**HF["gemma"], "hidden_act": "gelu"}) == config.from_hf(HF["gemma"])
 
 
 SIZES = {

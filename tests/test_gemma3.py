@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import shared
 
+from edgellm.api import Model
 from edgellm.perplexity import perplexity
 
 CASES = json.loads((Path(__file__).parent / "golden" / "gemma3.json").read_text(encoding="utf-8"))["cases"]
@@ -29,8 +30,19 @@ def test_every_greedy_token_given_the_ones_before(gemma3, case):
     np.testing.assert_array_equal(found[clear], np.array(case["greedy_ids"])[clear])
 
 
-def test_perplexity(gemma3):
-    """llama-perplexity on the same weights in float32: 15.2346; after 40 chunks 17.1292, where this gives 17.1262."""
+def test_the_ids_are_those_of_llama_cpp(gemma3):
+    """From the tables of the .edge file."""
+    golden = json.loads(shared("golden/tokens.json").read_text(encoding="utf-8"))["models"]["gemma-3-270m-q4_k_m.gguf"]
+    assert len(golden) == 23
+    for name, entry in golden.items():
+        assert gemma3.tokenize(entry["text"], add_special=False) == entry["ids"], name
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_perplexity(gemma3, backend):
+    """llama-perplexity on the same weights in float32: 15.2346; after 40 chunks 17.1292, where the reference gives
+    17.1262, cpu 17.1371: edgellm perplexity gemma3-270m TEXT --chunks 40 --backend cpu"""
     text = shared("data/text/wikitext-2-raw-test.txt").read_bytes()[:100_000].decode()
-    *_, result = perplexity(gemma3, text, context=512, chunks=4)
-    assert result.value == pytest.approx(15.2346, rel=1e-3)
+    with Model(gemma3.path, backend=backend) as model:
+        *_, result = perplexity(model, text, context=512, chunks=4)
+    assert result.value == pytest.approx(15.2346, rel=3e-3 if backend == "cpu" else 1e-3)

@@ -255,6 +255,7 @@ def test_the_gguf_package_finds_the_values_in_ggufs_order(tmp_path):
 
 
 LEFT_OUT = {
+    *(f"hunyuan-dense.rope.scaling.{key}" for key in ("type", "factor", "original_context_length")),  # of none
     "mistral3.attention.temperature_scale",  # 1 within the context that these models have here
     "qwen3moe.feed_forward_length",  # of layers without experts, which there are not
     "starcoder2.attention.layer_norm_rms_epsilon",  # beside that of its LayerNorm

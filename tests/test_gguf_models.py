@@ -30,6 +30,7 @@ LOST = {
     "gemma2": {"query_pre_attn_scalar"},
     "gemma3": {"query_pre_attn_scalar"},
     "gemma3-scaled": {"query_pre_attn_scalar", "sliding_window"},
+    "hunyuan-alpha": {"context_length"},
 }
 """Fields that GGUF has no place for, and llama.cpp no knowledge of: it takes what the usual models have."""
 
@@ -68,7 +69,7 @@ CHANGES = {
     "gpt_neox": heads_in_turns_to_one_after_the_other,
     "lfm2": without_middle_axis,
     **dict.fromkeys(["llama", "mistral", "ministral3", "smollm3", "granite"], turned),
-    **dict.fromkeys(["gemma2", "gemma3_text"], plus_one),
+    **dict.fromkeys(["gemma", "gemma2", "gemma3_text"], plus_one),
 }
 """What llama.cpp's converter does to values."""
 

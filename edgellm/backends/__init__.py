@@ -53,6 +53,9 @@ class Backend(Protocol):
     def best(self, step: Step) -> I32:
         """As `run`, without the logits: -> (wanted rows,) tokens, what `best_tokens` makes of the logits."""
 
+    def hidden(self, step: Step) -> F32:
+        """As `run`, but what logits are computed from, the last norm's output: -> (rows, hidden_size), of all rows."""
+
     def close(self) -> None:
         """Let go of the tensors."""
 

@@ -24,6 +24,10 @@ class Locked:
         with self._lock:
             return self._backend.best(step)
 
+    def hidden(self, step: Step) -> F32:
+        with self._lock:
+            return self._backend.hidden(step)
+
     def open_slot(self) -> int:
         with self._lock:
             return self._backend.open_slot()

@@ -164,6 +164,14 @@ class Backend(Slots["_Slot"]):
         n = len(step.wanted)
         return np.array([_best_of(of_threads[row::n]) for row in range(n)], np.int32)
 
+    def hidden(self, step: Step) -> F32:
+        none_wanted = Step(step.tokens, step.slots, step.positions, step.wanted[:0])
+        self._run(none_wanted, best=self._found_address)
+        last = self._plan.ops[-1]
+        assert isinstance(last, Matmul)
+        source = last.source
+        return _normed(source, self._memory.rows(buffer_of(source), len(step.tokens)))
+
     def _run(self, step: Step, logits: int = 0, best: int = 0, out: Array | None = None) -> None:
         if self._most_rows == 1 and len(step.tokens) >= WORTH_MORE_KERNELS:
             self._lower(self._kernels.isa.ROWS)
@@ -290,10 +298,28 @@ class _Memory:
             self._addresses[op] = np.array([weight.data.ctypes.data for weight in op.weights], np.int64)
         return self._addresses[op]
 
+    def rows(self, buffer: Buffer, n: int) -> F32:
+        """A copy of the first rows: (n, cols)."""
+        array, stride = self._arrays[buffer.name]
+        found: F32 = array[: n * stride].view(np.float32).reshape(n, -1)[:, : buffer.cols].copy()
+        return found
+
     def place(self, buffer: Buffer) -> tuple[int, int]:
         """Address and bytes between rows."""
         array, stride = self._arrays[buffer.name]
         return address(array), stride
+
+
+def _normed(source: Source, x: F32) -> F32:
+    """What a matmul reads of some rows, if it is not activated."""
+    assert not isinstance(source, Activated)
+    if isinstance(source, Buffer):
+        return x
+    if source.centred:
+        x = x - x.mean(axis=1, keepdims=True)
+    weight, bias = source.weight.data[: x.shape[1]], source.bias
+    y: F32 = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + np.float32(source.eps)) * weight
+    return y if bias is None else y + bias.data[: x.shape[1]]
 
 
 def _one(op: Matmul | ExpertMatmul) -> Tensor:
@@ -429,8 +455,8 @@ class _Lowering:
         fields = {
             **self._heads(op.q.x, self._memory.layers[op.layer]), "OP": self._kernels.op(rope_append), "BARRIER": 1,
             "QUERIES": q, "SOURCE_STRIDE": q_stride, "KEYS": k, "TARGET_STRIDE": k_stride,
-            "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q_NORM", "NORM_EPS"),
-            **_head_norm(op.k, "K_NORM", "K_NORM_EPS"),
+            "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q", "NORM_EPS"),
+            **_head_norm(op.k, "K", "K_NORM_EPS"),
         }  # fmt: skip
         if op.angles:
             fields["ANGLES"], fields["ANGLES_STRIDE"] = self._memory.place(op.angles.out)
@@ -483,8 +509,9 @@ class _Lowering:
         }  # fmt: skip
 
 
-def _head_norm(heads: Turned, weight: str, eps: str) -> dict[str, Any]:
-    return {weight: _vector(heads.norm.weight), eps: float(heads.norm.eps)} if heads.norm else {}
+def _head_norm(heads: Turned, which: str, eps: str) -> dict[str, Any]:
+    norm, when = (heads.turned_norm, "TURNED_") if heads.turned_norm else (heads.norm, "")
+    return {f"{which}_{when}NORM": _vector(norm.weight), eps: float(norm.eps)} if norm else {}
 
 
 def _vector(tensor: Tensor | None) -> int:

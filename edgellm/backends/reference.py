@@ -55,11 +55,17 @@ class Backend(Slots[SlotCache]):
         return SlotCache(self._layers, self._context_length, self.MAX_ROWS)
 
     def run(self, step: Step) -> F32:
+        return self._forward(step, _Ops)
+
+    def hidden(self, step: Step) -> F32:
+        return self._forward(step, _OpsToHidden)
+
+    def _forward(self, step: Step, ops: type[_Ops]) -> F32:
         self._begin(step)
         with self._blas.limit(limits=self._n_threads, user_api="blas"):
-            logits = self._architecture.forward(self._config, self._weights, _Ops(step, self._slots, self._dense))
+            result = self._architecture.forward(self._config, self._weights, ops(step, self._slots, self._dense))
         self._end(step)
-        return logits
+        return result
 
     def best(self, step: Step) -> I32:
         return best_tokens(self.run(step))
@@ -173,6 +179,13 @@ class _Ops:
         if weight.name not in self._dense:
             self._dense[weight.name] = matrix(weight)
         return self._dense[weight.name]
+
+
+class _OpsToHidden(_Ops):
+    """A model that stops before its logits."""
+
+    def logits(self, x: F32, table: Tensor, scale: float = 1.0, softcap: float = 0.0) -> F32:
+        return x
 
 
 def attend(q: F32, keys: F32, values: F32, hidden: Array, scale: float, softcap: float = 0.0) -> F32:

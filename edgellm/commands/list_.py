@@ -24,10 +24,11 @@ def command(of_architectures: bool) -> None:
 
 
 def architectures_table() -> list[str]:
-    """Lines of a table as Markdown has it, which is README's too."""
-    from edgellm import architectures
+    """Lines of a table as Markdown has it, which is README's too, and the formats of all."""
+    from edgellm import architectures, quant
 
     rows = [("architecture", "models", "verified with", "read from"), *architectures.described()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"| {' | '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True))} |" for row in rows]
-    return [lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]]
+    rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    return [lines[0], rule, *lines[1:], "", f"Each in {', '.join(quant.names())}."]

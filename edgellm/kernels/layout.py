@@ -50,6 +50,9 @@ ROUTES, N_EXPERTS, N_USED, NORMALIZES, SPREADS = (CELL * (52 + i) for i in range
 # A convolution: NORM is its matrix.
 N_TAPS = CELL * 57
 
+# Norms of heads that RoPE has turned, with the same eps.
+Q_TURNED_NORM, K_TURNED_NORM = (CELL * (58 + i) for i in range(2))
+
 # Values of PROLOGUE and ACTIVATION.
 PLAIN, RMS_NORM, LAYER_NORM, GATED, ACTIVATED = range(5)
 SILU, GELU, GELU_TANH, RELU2 = range(4)

@@ -17,6 +17,7 @@ from edgellm.kernels.layout import (
     HEAD_DIM,
     K_NORM,
     K_NORM_EPS,
+    K_TURNED_NORM,
     KEYS,
     KV_OFFSET,
     N_ANGLES,
@@ -27,6 +28,7 @@ from edgellm.kernels.layout import (
     NORM,
     NORM_EPS,
     Q_NORM,
+    Q_TURNED_NORM,
     QUERIES,
     SCALE,
     SOURCE,
@@ -147,7 +149,8 @@ def rope_angles(record: int, step: int, thread: int, n_threads: int) -> None:
 
 
 def rope_append(record: int, step: int, thread: int, n_threads: int) -> None:
-    """Norm the step's queries and keys, turn them by their positions; put keys and values into the caches."""
+    """Norm the step's queries and keys, before or after they are turned by their positions; put keys and values into
+    the caches."""
     n_heads, n_kv_heads, head_dim = get_i64(record + N_HEADS), get_i64(record + N_KV_HEADS), get_i64(record + HEAD_DIM)
     capacity, n_angles = get_i64(record + CAPACITY), get_i64(record + N_ANGLES)
     q_norm, k_norm = get_i64(record + Q_NORM), get_i64(record + K_NORM)
@@ -158,11 +161,13 @@ def rope_append(record: int, step: int, thread: int, n_threads: int) -> None:
             query = get_i64(record + QUERIES) + row * get_i64(record + SOURCE_STRIDE) + 4 * head_dim * head
             norm_head(query, q_norm, head_dim, get_f32(record + NORM_EPS))
             turn(query, angles, n_angles)
+            norm_head(query, get_i64(record + Q_TURNED_NORM), head_dim, get_f32(record + NORM_EPS))
         else:
             at = row * get_i64(record + TARGET_STRIDE) + 4 * head_dim * (head - n_heads)
             key = get_i64(record + KEYS) + at
             norm_head(key, k_norm, head_dim, get_f32(record + K_NORM_EPS))
             turn(key, angles, n_angles)
+            norm_head(key, get_i64(record + K_TURNED_NORM), head_dim, get_f32(record + K_NORM_EPS))
             position, cache = place_of(step, row)
             keys, values = cache + get_i64(record + KV_OFFSET), cache + get_i64(record + V_OFFSET)
             append_key(keys, head - n_heads, head_dim, capacity, position, key)
