@@ -111,7 +111,9 @@ class Model:
         self.prefix_cache = PrefixCache(self._backend, self.context_length, cache_bytes)
         self._closed = False
         self._answers = Answers(self.tokenizer, config.vocab_size, self.context_length, info.eos_ids)
-        self._engine = Engine(partial(Scheduler, self._backend, self.context_length, at_once, self.prefix_cache))
+        new_scheduler = partial(Scheduler, self._backend, self.context_length, at_once, self.prefix_cache)
+        new_scheduler()  # raises now for a number that is wrong
+        self.at_once, self._engine = at_once, Engine(new_scheduler)
         weakref.finalize(self, self._engine.close)
         try:
             self.footprint.check(available_memory(), self.context_length)

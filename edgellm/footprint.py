@@ -23,6 +23,10 @@ class Footprint:
     def total(self) -> int:
         return self.weights + self.cache + self.arena
 
+    def slots(self, available: int | None) -> int | None:
+        """How many full contexts can be held, weights apart; None: nobody knows."""
+        return None if available is None else max(0, available - self.arena) // max(1, self.cache)
+
     def check(self, available: int | None, context_length: int) -> None:
         """Raise OutOfMemoryError if a full context could not be held, weights apart; None: nobody knows."""
         needed = self.cache + self.arena

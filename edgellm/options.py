@@ -211,10 +211,11 @@ def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in keys}
 
 
-def load_model(model: str, options: dict[str, Any]) -> Model:
+def load_model(model: str, options: dict[str, Any], **more: Any) -> Model:
     from edgellm.api import load
 
-    return load(model, backend=options["backend"], context_length=options.get("ctx"), n_threads=options["threads"])
+    threads, ctx = options["threads"], options.get("ctx")
+    return load(model, backend=options["backend"], context_length=ctx, n_threads=threads, **more)
 
 
 @contextmanager

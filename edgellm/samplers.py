@@ -160,7 +160,7 @@ def xtc(logits: F32, threshold: float) -> Array:
 def below_surprise(logits: F32, most: float) -> Array:
     """Keep tokens of at most so many bits of surprise; always the likeliest."""
     probabilities = softmax(logits)
-    return np.flatnonzero(probabilities >= min(2.0**-most, probabilities.max()))
+    return np.flatnonzero(probabilities >= min(2.0 ** -max(most, 0.0), probabilities.max()))
 
 
 def dynamic_temperature(logits: F32, temperature: float, spread: float, exponent: float) -> float:

@@ -21,6 +21,8 @@ Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 """Sequences of tokens by their first: what may follow it. See edgellm.breakers."""
 ORDER = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 """Names and order as llama.cpp has them."""
+COLD = 1e-6
+"""A temperature at which one token is left, and logits divided by it would soon be more than a float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _temperature(c: Candidates, p: SamplingParams) -> None:
     heat = p.temperature
     if p.dynatemp_range > 0:
         heat = samplers.dynamic_temperature(c.logits, heat, p.dynatemp_range, p.dynatemp_exponent)
-    if heat > 0:
+    if heat > COLD:
         c.logits = c.logits / np.float32(heat)
     else:
         c.keep(np.array([c.logits.argmax()]))

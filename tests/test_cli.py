@@ -20,13 +20,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     "bench", "chat", "convert", "doctor", "eval", "export", "fit", "generate", "list", "perplexity", "pull", "rm",
-    "show", "tokenize", "warmup",
+    "serve", "show", "tokenize", "warmup",
 ]  # fmt: skip
 
 
-def edgellm(*arguments, stdin="", home=None, code=0):
-    """Run a command; returns it with its stdout and stderr, and checks that no traceback shows."""
-    environment = {**os.environ, **({"EDGELLM_HOME": str(home)} if home else {})}
+def edgellm(*arguments, stdin="", home=None, path=None, code=0):
+    """Run a command; returns it with its stdout and stderr, and checks that no traceback shows. Modules in `path` come
+    before others."""
+    folders = {"EDGELLM_HOME": home, "PYTHONPATH": path}
+    environment = {**os.environ, **{name: str(folder) for name, folder in folders.items() if folder}}
     run = subprocess.run(
         [sys.executable, "-W", "error", "-m", "edgellm", *map(str, arguments)],
         input=stdin.encode() if isinstance(stdin, str) else stdin, capture_output=True, env=environment, timeout=300,

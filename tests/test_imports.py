@@ -35,6 +35,7 @@ LAYERS = [
     ["api"],
     ["chat", "perplexity", "bench", "session", "screen"],
     ["repl", "evaluation"],
+    ["server"],
     ["options"],
     ["commands"],
     ["cli"],

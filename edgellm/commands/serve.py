@@ -1,0 +1,118 @@
+"""edgellm serve"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.errors import UnsupportedError
+from edgellm.options import Grouped, load_model, runtime_options
+
+if TYPE_CHECKING:
+    from edgellm.api import Model
+
+MOST_SLOTS = 16
+
+
+@click.command(cls=Grouped)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any.")
+@click.option(
+    "--slots", type=click.IntRange(1), metavar="N", help="Answers made at once; default 16, or what memory holds."
+)
+@click.option(
+    "--queue", type=click.IntRange(0), default=64, show_default=True, metavar="N", help="Answers that may wait."
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=600, show_default=True, metavar="SECONDS",
+    help="For all of a request.",
+)  # fmt: skip
+@click.option(
+    "--grace", type=click.IntRange(0), default=10, show_default=True, metavar="SECONDS",
+    help="For answers under way when the server is to end.",
+)  # fmt: skip
+@click.option(
+    "--api-key", "keys", multiple=True, metavar="KEY",
+    help="Ask clients for this key; may be repeated. Better in EDGELLM_API_KEY or a file: others see a command line.",
+)  # fmt: skip
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
+    help="Keys, one a line.",
+)  # fmt: skip
+@click.option("--without-key", is_flag=True, help="Listen at a public address though no key is asked for.")
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name of this server, beside localhost and addresses.",
+)
+@click.option(
+    "--allow-origin", "origins", multiple=True, metavar="URL", help="A site whose pages may use the server; * for all."
+)
+@runtime_options
+def command(
+    models: tuple[str, ...], host: str, port: int, slots: int | None, queue: int, timeout: float, grace: int,
+    keys: tuple[str, ...], api_key_file: Path | None, without_key: bool, hosts: tuple[str, ...],
+    origins: tuple[str, ...], **options: Any,
+) -> None:  # fmt: skip
+    """Answer requests of OpenAI's API over HTTP, of several clients at once.
+
+    Clients use http://127.0.0.1:8080/v1 as their base URL, and a MODEL's name; the default one is served if none is
+    given. Ctrl-C ends the server.
+    """
+    from edgellm import catalog
+
+    try:
+        from edgellm.server import run, security
+        from edgellm.server.app import Access
+        from edgellm.server.service import Limits, Service
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"the server needs the package {error.name}; run pip install 'edgellm[serve]' and try again"
+        ) from error
+    access = Access(_keys(keys, api_key_file), hosts, origins)
+    security.check_public(host, bool(access.keys), without_key)
+    with run.listen(host, port) as socket:
+        loaded = _loaded(models or (catalog.DEFAULT,), options, slots)
+        address, port = socket.getsockname()[:2]
+        click.echo(f"{', '.join(loaded)} at http://{f'[{address}]' if ':' in address else address}:{port}/v1")
+        run.run(Service(loaded, Limits(queue, timeout)), access, socket, grace)
+
+
+def _loaded(names: tuple[str, ...], options: dict[str, Any], slots: int | None) -> dict[str, Model]:
+    """Models by the names that clients know them by, with as many slots as were asked for or memory holds."""
+    from edgellm.errors import ArgumentError, OutOfMemoryError
+    from edgellm.footprint import available_memory
+
+    loaded: dict[str, Model] = {}
+    promised = 0
+    for model in names:
+        name = Path(model).stem if model.endswith((".edge", ".gguf")) else model.rstrip("/").split("/")[-1]
+        if name in loaded:
+            raise ArgumentError(f"two models are named {name}; expected another name for each: rename a file")
+        made = load_model(model, options, at_once=slots or MOST_SLOTS)
+        available = available_memory()
+        fits = made.footprint.slots(None if available is None else available - promised)
+        if fits is not None and fits < made.at_once:
+            made.close()
+            if slots or not fits:
+                raise OutOfMemoryError(
+                    f"{slots or 1} slots of {name} do not fit into memory, {fits} do; ask for fewer (--slots), or for "
+                    "a smaller context (--ctx)"
+                )
+            made = load_model(model, options, at_once=fits)
+        promised += made.footprint.cache * made.at_once + made.footprint.arena
+        loaded[name] = made
+    return loaded
+
+
+def _keys(given: tuple[str, ...], file: Path | None) -> list[str]:
+    """Those of options, file and environment."""
+    lines = [] if file is None else file.read_text("utf-8").splitlines()
+    texts = [*given, *lines, *os.environ.get("EDGELLM_API_KEY", "").split(",")]
+    return [text.strip() for text in texts if text.strip()]

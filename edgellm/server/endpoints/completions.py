@@ -1,0 +1,192 @@
+"""OpenAI's completions of plain text, and how likely a model finds a text: echo with logprobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from edgellm.answer import Answer, Completion, Piece
+from edgellm.api import Model
+from edgellm.logprobs import Logprob
+from edgellm.server import openai
+from edgellm.server.endpoint import Endpoint
+from edgellm.server.errors import RequestError
+from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Object, Text, Whole
+from edgellm.server.service import Answers, Call
+from edgellm.server.streams import DONE, PING, Events, event
+from edgellm.text_stream import TextStream
+
+MAX_TOKENS = 16
+"""OpenAI's default here."""
+IDS = ListOf(Whole(0), least=1)
+FIELDS: dict[str, Kind] = {
+    "prompt": Either((Text(), ListOf(Either((Text(), Whole(0), IDS)), least=1))),
+    **openai.COMMON,
+    "echo": Flag(),
+    "logprobs": Whole(0, openai.MOST_TOP),
+    "best_of": Whole(1),
+    "suffix": Text(),
+    "json_schema": Either((MapOf(Anything()), Flag())),
+    "regex": Text(),
+    "choices": ListOf(Text(), least=1, most=1000),
+    "grammar": Text(),
+}
+STRUCTURES = ("json_schema", "regex", "choices", "grammar")
+
+
+class Asked(NamedTuple):
+    echoed: list[str]
+    """What each answer begins with: its prompt, if it is to be repeated."""
+    answers: list[Answer]
+    firsts: list[Answer]
+    """The first answer to each prompt."""
+
+
+async def answer(call: Call) -> Response:
+    asked = await run_in_threadpool(_asked, call)
+    answers = Answers(call, asked.answers)
+    if call.fields.get("stream"):
+        return Events(call, answers, _chunks(call, asked, answers))
+    with closing(answers):
+        return await _whole(call, asked, answers)
+
+
+def _asked(call: Call) -> Asked:
+    fields, model = call.fields, call.served.model
+    _check(fields)
+    options = {"max_tokens": MAX_TOKENS, **openai.options(fields)}
+    options |= {name: fields[name] for name in STRUCTURES if name in fields}
+    if "logprobs" in fields:
+        options["logprobs"] = fields["logprobs"]
+        if fields.get("echo"):
+            options["prompt_logprobs"] = fields["logprobs"]
+    prompts, n = [_ids(model, prompt) for prompt in _prompts(fields["prompt"])], fields.get("n", 1)
+    answers = [model.begin_ids(ids, **each) for _, ids in prompts for each in openai.each_seed(options, n)]
+    echoed = [text if fields.get("echo") else "" for text, _ in prompts for _ in range(n)]
+    return Asked(echoed, answers, answers[::n])
+
+
+def _check(fields: dict[str, Any]) -> None:
+    openai.check_stream_options(fields)
+    if fields.get("suffix"):
+        raise RequestError(
+            "suffix is given, but no model here fills in what is between two texts; expected none", param="suffix"
+        )
+    if fields.get("best_of", 1) not in (1, fields.get("n", 1)):
+        raise RequestError("best_of is given, but all answers are told here; expected n instead", param="best_of")
+
+
+def _prompts(given: Any) -> list[str | list[int]]:
+    """A text, or ids, or a list of either."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(each) for each in given}
+    if len(kinds) > 1:
+        raise RequestError("prompt has texts and tokens; expected a text, its ids, or a list of either", param="prompt")
+    return [given] if kinds == {int} else given
+
+
+def _ids(model: Model, prompt: str | list[int]) -> tuple[str, list[int]]:
+    """A prompt as text and as ids."""
+    if isinstance(prompt, str):
+        return prompt, model.tokenize(prompt)
+    bad = [id for id in prompt if id >= model.tokenizer.n_tokens]
+    if bad:
+        raise RequestError(
+            f"prompt has the token id {bad[0]}; expected 0 to {model.tokenizer.n_tokens - 1}", param="prompt"
+        )
+    return model.detokenize(prompt), prompt
+
+
+async def _whole(call: Call, asked: Asked, answers: Answers) -> Response:
+    async for _ in answers.events():
+        pass
+    return JSONResponse(
+        {
+            **openai.head("text_completion", "cmpl", call.served),
+            "choices": [
+                {"index": i, **told.more(done.text, len(done.ids)), "finish_reason": done.finish_reason}
+                for i, (told, done) in enumerate(_told(call, asked))
+            ],
+            "usage": _usage(asked),
+        }
+    )
+
+
+async def _chunks(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[bytes, None]:
+    head = openai.head("text_completion", "cmpl", call.served)
+    has_usage = call.fields.get("stream_options", {}).get("include_usage", False)
+    tellers = [told for told, _ in _told(call, asked)]
+
+    def chunk(which: int, text: str, n_new: int = 0, reason: str | None = None) -> bytes:
+        choice = {"index": which, **tellers[which].more(text, n_new), "finish_reason": reason}
+        return event({**head, "choices": [choice], **({"usage": None} if has_usage else {})})
+
+    async for told in answers.events():
+        if told is None:
+            yield PING
+            continue
+        which, event_ = told
+        if isinstance(event_, Piece):
+            yield chunk(which, event_.text, n_new=int(event_.id is not None))
+        else:
+            yield chunk(which, "", reason=event_.finish_reason)
+    if has_usage:
+        yield event({**head, "choices": [], "usage": _usage(asked)})
+    yield DONE
+
+
+def _told(call: Call, asked: Asked) -> list[tuple[_Told, Completion]]:
+    dones = [answer.completion for answer in asked.answers]
+    return [(_Told(call, done, echoed), done) for done, echoed in zip(dones, asked.echoed, strict=True)]
+
+
+class _Told:
+    """How far an answer has been told, its prompt first if that is to be repeated."""
+
+    def __init__(self, call: Call, done: Completion, echoed: str) -> None:
+        self._tokenizer, self._done, self._echoed = call.served.model.tokenizer, done, echoed
+        self._has_logprobs, self._echoes = "logprobs" in call.fields, bool(call.fields.get("echo"))
+        self._is_begun, self._n, self._offset = False, 0, 0
+        self._text = TextStream(self._tokenizer, () if self._echoes else done.prompt_ids)
+
+    def more(self, text: str, n_new: int) -> dict[str, Any]:
+        """The next text, of as many tokens, and what there is to say of them."""
+        first = not self._is_begun and self._echoes
+        self._is_begun = True
+        told: dict[str, Any] = {"text": self._echoed + text if first else text, "logprobs": None}
+        if self._has_logprobs:
+            found: list[Logprob | None] = [None, *self._done.prompt_logprobs] if first else []
+            told["logprobs"] = self._shape([*found, *self._done.logprobs[self._n : self._n + n_new]])
+        self._n += n_new
+        return told
+
+    def _shape(self, found: Sequence[Logprob | None]) -> dict[str, Any]:
+        """None is for the first token of a prompt, which nothing comes before."""
+        shape: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for each in found:
+            id = each.id if each else self._done.prompt_ids[0]
+            shape["tokens"].append(openai.token_text(self._tokenizer, id))
+            shape["token_logprobs"].append(openai.finite(each.logprob) if each else None)
+            shape["top_logprobs"].append(self._top(each) if each else None)
+            shape["text_offset"].append(self._offset)
+            self._offset += len(self._text.push(id))
+        return shape
+
+    def _top(self, found: Logprob) -> dict[str, float]:
+        """By their texts, the token that came among them; of tokens of one text the likeliest."""
+        top: dict[str, float] = {}
+        for id, logprob in [*found.top, (found.id, found.logprob)]:
+            top.setdefault(openai.token_text(self._tokenizer, id), openai.finite(logprob))
+        return top
+
+
+def _usage(asked: Asked) -> dict[str, Any]:
+    return openai.usage(asked.answers, [answer.completion for answer in asked.firsts])
+
+
+ENDPOINTS = [Endpoint("POST", ("/v1/completions", "/completions"), answer, Object(FIELDS, ["prompt"]))]

@@ -1,0 +1,133 @@
+"""What the endpoints of OpenAI's API have in common: fields of requests, and shapes of what is told."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from edgellm.answer import Answer, Completion
+from edgellm.logprobs import Logprob
+from edgellm.sampling import DEFAULTS, ORDER, RANGES
+from edgellm.server.errors import RequestError
+from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Number, Object, Text, Whole
+from edgellm.server.service import Served
+from edgellm.tokenizer import Tokenizer
+
+MOST_ANSWERS = 128
+"""Of `n`."""
+MOST_TOP = 20
+"""Of the likeliest tokens that a client may ask for."""
+NO_LOGPROB = -9999.0
+"""In place of minus infinity, which JSON has not; OpenAI's API does so too."""
+
+
+LARGEST = 1e6
+"""Of numbers that samplers take: so that no product of them is more than a float32 holds."""
+
+
+def _sampler(name: str) -> Kind:
+    low, high = RANGES[name]
+    if isinstance(DEFAULTS[name], int):
+        return Whole(low, min(high, 2**31 - 1))
+    return Number(max(low, 1 / LARGEST if name == "repeat_penalty" else -LARGEST), min(high, LARGEST))
+
+
+SAMPLING: dict[str, Kind] = {
+    **{name: _sampler(name) for name in RANGES},
+    "mirostat": Whole(0, 2),
+    "dry_sequence_breakers": ListOf(Text(), most=64),
+    "samplers": ListOf(Text(ORDER)),
+    "seed": Whole(0, 2**64 - 1),
+    "logit_bias": MapOf(Number(-LARGEST, LARGEST)),
+}
+"""OpenAI's and llama.cpp's fields of these names."""
+COMMON: dict[str, Kind] = {
+    "model": Text(),
+    **SAMPLING,
+    "n": Whole(1, MOST_ANSWERS),
+    "stop": Either((Text(), ListOf(Text(), most=64))),
+    "max_tokens": Whole(0),
+    "stream": Flag(),
+    "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Flag()}),
+    "speculate": Whole(0, 64),
+    "ignore_eos": Flag(),
+    # About the client; nothing is kept of them.
+    "user": Text(),
+    "metadata": MapOf(Anything()),
+    "safety_identifier": Text(),
+    "prompt_cache_key": Text(),
+    "service_tier": Text(("auto", "default")),
+}
+ANSWER = ("stop", "speculate", "ignore_eos", "max_tokens", *SAMPLING)
+
+
+def options(fields: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of Model.stream that a request has."""
+    given = {name: fields[name] for name in ANSWER if name in fields}
+    if "logit_bias" in given:
+        given["logit_bias"] = {_token(name): bias for name, bias in given["logit_bias"].items()}
+    return given
+
+
+def _token(name: str) -> int:
+    if not (name.isascii() and name.isdecimal() and len(name) <= 10):
+        raise RequestError(f"logit_bias has {name[:60]!r}; expected the ids of tokens", param="logit_bias")
+    return int(name)
+
+
+def each_seed(options: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Options for n answers: with a seed, that of the i-th is seed + i."""
+    seed = options.get("seed")
+    return [options if seed is None else {**options, "seed": (seed + i) % 2**64} for i in range(n)]
+
+
+def check_stream_options(fields: dict[str, Any]) -> None:
+    if "stream_options" in fields and not fields.get("stream"):
+        raise RequestError("stream_options are given without stream; expected stream: true", param="stream_options")
+
+
+def head(object_: str, prefix: str, served: Served) -> dict[str, Any]:
+    """What every answer, and every chunk of one, begins with."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": object_,
+        "created": int(time.time()),
+        "model": served.name,
+        "system_fingerprint": served.fingerprint,
+    }
+
+
+def usage(answers: Sequence[Answer], prompts: Sequence[Completion]) -> dict[str, Any]:
+    """`prompts` are one answer for each prompt, which is counted once."""
+    n_prompt = sum(each.timings.prompt_tokens for each in prompts)
+    n_answer = sum(answer.completion.timings.generated_tokens for answer in answers)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_answer,
+        "total_tokens": n_prompt + n_answer,
+        "prompt_tokens_details": {"cached_tokens": sum(each.timings.cached_tokens for each in prompts)},
+    }
+
+
+def token_text(tokenizer: Tokenizer, id: int) -> str:
+    """A token on its own; bytes that are no characters come out as U+FFFD."""
+    return tokenizer.token_bytes(id).decode(errors="replace")
+
+
+def finite(logprob: float) -> float:
+    return max(logprob, NO_LOGPROB)
+
+
+def chat_logprobs(tokenizer: Tokenizer, found: Sequence[Logprob]) -> dict[str, Any]:
+    """As chat completions have them."""
+
+    def shape(id: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(id)
+        return {"token": raw.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(raw)}
+
+    content = [
+        {**shape(each.id, each.logprob), "top_logprobs": [shape(*other) for other in each.top]} for each in found
+    ]
+    return {"content": content, "refusal": None}

@@ -1,0 +1,215 @@
+"""What endpoints share: the models that are served, and the answers that are made of them side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from edgellm import __version__
+from edgellm.answer import Answer, Completion, Piece
+from edgellm.api import Model
+from edgellm.chat import chat_template
+from edgellm.chat_template import ChatPrompt, ChatTemplate
+from edgellm.engine import Event, Job, Listener
+from edgellm.errors import EdgeError, ModelNotFoundError
+from edgellm.server.errors import RequestError
+from edgellm.server.metrics import Metrics, resident_bytes
+
+PING = 15.0
+"""Seconds between signs of life in a stream."""
+RETRY_AFTER = 2
+"""Seconds after which a client that found no room may ask again."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    queue: int
+    """Answers that wait for a slot, all models together; one more is refused."""
+    seconds: float
+    """For all of a request."""
+
+
+class Served:
+    """A model by the name that clients know it by."""
+
+    def __init__(self, name: str, model: Model) -> None:
+        self.name, self.model, self.created = name, model, int(time.time())
+        self.fingerprint = f"edgellm-{__version__}-{model.fingerprint[:12]}"
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Raises ChatTemplateError if the model has none."""
+        return chat_template(self.model)
+
+    def prompt(self) -> ChatPrompt:
+        return ChatPrompt(self.model.tokenizer, self.template)
+
+
+class Service:
+    def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
+        """At least one model."""
+        self.models = {name: Served(name, model) for name, model in models.items()}
+        self.limits, self.metrics, self.under_way = limits, Metrics(), 0
+        self.slots = sum(model.at_once for model in models.values())
+        """Answers that are made at once."""
+
+    def served(self, name: str | None) -> Served:
+        """The model of that name, or the only one there is; raises ModelNotFoundError."""
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            found = "no model is named" if name is None else f"there is no model {name[:100]!r}"
+            raise ModelNotFoundError(f"{found}; expected one of {', '.join(self.models)}")
+        return self.models[name]
+
+    @property
+    def room(self) -> int:
+        """Answers that can still be taken in."""
+        return self.most - self.under_way
+
+    @property
+    def most(self) -> int:
+        """Answers that are taken in at once, to be made or to wait."""
+        return self.slots + self.limits.queue
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        values: dict[str, tuple[str, float]] = {
+            "edgellm_slots": ("Answers that can be made at once.", self.slots),
+            "edgellm_answers": ("Answers that are made or wait.", self.under_way),
+            "edgellm_queue": ("Answers that there is no slot for yet.", max(0, self.under_way - self.slots)),
+        }
+        if (n_bytes := resident_bytes()) is not None:
+            values["edgellm_resident_bytes"] = ("Memory of the process, mapped weights included.", n_bytes)
+        return values
+
+    def close(self) -> None:
+        for served in self.models.values():
+            served.model.close()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that an endpoint answers."""
+
+    service: Service
+    fields: dict[str, Any]
+    """Of its body."""
+    params: Mapping[str, str]
+    """Of its path, and its query."""
+    notes: dict[str, Any]
+    """What the log shows of it."""
+
+    @cached_property
+    def served(self) -> Served:
+        served = self.service.served(self.fields.get("model", self.params.get("model")))
+        self.notes["model"] = served.name
+        return served
+
+
+class Answers:
+    """The answers to one request while they are made; closing it stops those that are not complete."""
+
+    def __init__(self, call: Call, answers: Sequence[Answer]) -> None:
+        """Raises RequestError if there is no room for as many. In the thread of the event loop."""
+        self._call, self._service, self._n = call, call.service, len(answers)
+        self._check_room()
+        self.answers = answers
+        self._queue: asyncio.Queue[tuple[int, Event] | EdgeError | None] = asyncio.Queue()
+        loop, limits = asyncio.get_running_loop(), self._service.limits
+        self._loop, self._started = loop, time.perf_counter()
+        self._last: dict[int, float] = {}
+        self._service.under_way += self._n
+        self._ping = loop.call_later(PING, self._sign_of_life)
+        self._end = loop.call_later(limits.seconds, self._queue.put_nowait, _too_slow(limits.seconds))
+        self._jobs: list[Job] = []
+        try:
+            for i, answer in enumerate(answers):
+                self._jobs.append(call.served.model.submit(answer, self._listener(i)))
+        except EdgeError:
+            self.close()
+            raise
+
+    def _check_room(self) -> None:
+        if self._n > self._service.most:
+            raise RequestError(
+                f"{self._n} answers are asked for at once, n to each prompt; expected at most {self._service.most}: "
+                "ask for them in several requests"
+            )
+        if self._n > self._service.room:
+            raise RequestError(
+                f"the server is busy with {self._service.under_way} answers; expected room for {self._n} more: ask "
+                "again later",
+                status=503, headers={"retry-after": str(RETRY_AFTER)},
+            )  # fmt: skip
+
+    def _listener(self, which: int) -> Listener:
+        def listen(event: Event) -> None:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (which, event))
+
+        return listen
+
+    def _sign_of_life(self) -> None:
+        self._queue.put_nowait(None)
+        self._ping = self._loop.call_later(PING, self._sign_of_life)
+
+    async def events(self) -> AsyncIterator[tuple[int, Piece | Completion] | None]:
+        """(which answer, a piece of it or, as its last, all of it), and None now and then as a sign of life.
+
+        Raises RequestError after the time that a request may take, and what was raised in making an answer.
+        """
+        left = self._n
+        while left:
+            event = await self._queue.get()
+            if isinstance(event, EdgeError):
+                raise event
+            if event is None:
+                yield None
+                continue
+            which, told = event
+            if isinstance(told, Exception):
+                raise told
+            self._measure(which, told)
+            left -= isinstance(told, Completion)
+            yield which, told
+
+    def _measure(self, which: int, told: Piece | Completion) -> None:
+        if isinstance(told, Piece) and told.id is not None:
+            now, metrics = time.perf_counter(), self._service.metrics
+            if which in self._last:
+                metrics.next_token.add(now - self._last[which])
+            else:
+                metrics.first_token.add(now - self._started)
+            self._last[which] = now
+
+    def close(self) -> None:
+        """Once; the slots are free for others at the next step."""
+        self._ping.cancel()
+        self._end.cancel()
+        for job in self._jobs:
+            job.cancel()
+        self._service.under_way -= self._n
+        self._count()
+
+    def _count(self) -> None:
+        metrics, model = self._service.metrics, self._call.served.name
+        timings = [answer.completion.timings for answer in self.answers]
+        prompts, cached, generated = (
+            sum(getattr(each, name) for each in timings)
+            for name in ("prompt_tokens", "cached_tokens", "generated_tokens")
+        )
+        metrics.prompt_tokens.add(prompts, model=model)
+        metrics.cached_tokens.add(cached, model=model)
+        metrics.generated_tokens.add(generated, model=model)
+        self._call.notes.update(prompt_tokens=prompts, cached_tokens=cached, generated_tokens=generated)
+
+
+def _too_slow(seconds: float) -> RequestError:
+    return RequestError(
+        f"the answer was not complete after {seconds:g} seconds, so it was stopped; ask for fewer tokens, or start "
+        "the server with a longer --timeout",
+        status=504, headers={"x-should-retry": "false"},
+    )  # fmt: skip

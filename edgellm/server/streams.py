@@ -1,0 +1,48 @@
+"""Answers that are sent while they are made: server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from edgellm.server.errors import RequestError
+from edgellm.server.log import told
+from edgellm.server.service import Answers, Call
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def event(value: Any) -> bytes:
+    return f"data: {_encode(value)}\n\n".encode()
+
+
+def error_event(error: RequestError) -> bytes:
+    return event(error.body())
+
+
+class Events(StreamingResponse):
+    """The events of answers, which are stopped when their client has gone; what goes wrong midway is the last one."""
+
+    def __init__(self, call: Call, answers: Answers, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(self._guarded(events), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._call, self._answers, self._events = call, answers, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.close()
+            await self._events.aclose()
+
+    async def _guarded(self, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        try:
+            async for each in events:
+                yield each
+        except Exception as error:
+            yield error_event(told(error, self._call.notes))

@@ -1,0 +1,62 @@
+"""What becomes of a model's words: thoughts, text and calls, however they are cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.answer import Completion, Piece, Timings
+from edgellm.chat import Question
+from edgellm.server.endpoints.chat_completions import Asked, _message, _Reader
+from edgellm.server.messages import messages_of
+from edgellm.tools import STYLES
+
+CALL = '<tool_call>{"name": "clock", "arguments": {"zone": "é"}}</tool_call>'
+ANSWERS = [
+    ("Paris.", False, False, "Paris.", None, []),
+    ("<think>Where?</think>Paris.", False, False, "Paris.", "Where?", []),
+    ("Where?</think>Paris.", True, False, "Paris.", "Where?", []),
+    ("Where", True, False, "", "Where", []),
+    ("1 < 2 <thi", False, False, "1 < 2 <thi", None, []),
+    (CALL, False, False, CALL, None, []),
+    (CALL, False, True, None, None, [("clock", '{"zone": "é"}')]),
+    ("When?</think>I look." + CALL, True, True, "I look.", "When?", [("clock", '{"zone": "é"}')]),
+    ("<think>" + CALL + "</think>No.", False, True, "No.", CALL, []),
+    ("Well <tool_call>no", False, True, "Well <tool_call>no", None, []),
+]
+
+
+@pytest.mark.parametrize(("said", "is_thinking", "has_tools", "content", "reasoning", "calls"), ANSWERS)
+@given(data=st.data())
+def test_thoughts_text_and_calls(said, is_thinking, has_tools, content, reasoning, calls, data):
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(said)), max_size=8)))
+    reader = _Reader(Asked(Question([1], STYLES["hermes"] if has_tools else None), is_thinking, []))
+    deltas = []
+    for begin, end in zip([0, *cuts], [*cuts, len(said)], strict=True):
+        deltas += reader.push(Piece(said[begin:end], 0))
+    rest, reason = reader.finish(Completion(said, [], "stop", [1], Timings()))
+    message = _message([*deltas, *rest])
+    assert message["content"] == content
+    assert message.get("reasoning_content") == reasoning
+    found = [each["function"] for each in message.get("tool_calls", ())]
+    assert [(each["name"], each["arguments"]) for each in found] == calls
+    assert reason == ("tool_calls" if calls else "stop")
+
+
+def test_messages_as_templates_want_them():
+    call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    given_ = [
+        {"role": "developer", "content": "Be terse."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "123456789", "content": "2"},
+    ]
+    assert messages_of(given_) == [
+        {"role": "system", "content": "Be terse."},
+        {"role": "user", "content": "a\nb", "name": "Ann"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}, "id": "123456789"}],
+        },
+        {"role": "tool", "content": "2", "tool_call_id": "123456789"},
+    ]
