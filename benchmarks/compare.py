@@ -10,8 +10,9 @@ llama-bench counts. Flash attention on and off are two contenders, of which the 
 figure anew. Ratios are those of a round, and their median is shown. `foreign` is how many CPUs others kept busy; a
 sample with much of it is taken again.
 
-Peers: native llama.cpp, built for this CPU (--llama-bench PATH, or LLAMA_BENCH, or on PATH, with its other programs
-beside it); xllamacpp and OpenVINO GenAI where they are installed (pip install -e '.[bench]'). What is missing is named.
+Peers: native llama.cpp, built for this CPU (--llama-bench PATH, several times for several builds, or LLAMA_BENCH, or on
+PATH, with its other programs beside it); xllamacpp and OpenVINO GenAI where they are installed (pip install -e
+'.[bench]'). What is missing is named.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Setup:
 
     files: dict[str, Path]
     edge: dict[str, str]
-    llama: peers.Llama | None
+    llamas: tuple[peers.Llama, ...]
     installed: dict[str, str]
     threads: int
 
@@ -100,14 +101,20 @@ def own(name: str, kind: str, model: str | Path, **options: int) -> Contender:
     return Contender(name, command, rate(peers.own_rate))
 
 
-def llamas(setup: Setup, command: Callable[[Path, str], list[str]], read: Any, *formats: str) -> list[Contender]:
-    """llama.cpp on each file, with flash attention and without. command(file, flash)."""
-    if setup.llama is None:
-        return []
+def llamas(
+    setup: Setup, command: Callable[[peers.Llama, Path, str], list[str]], read: Any, *formats: str
+) -> list[Contender]:
+    """Each build of llama.cpp on each file, with flash attention and without. command(build, file, flash)."""
     return [
-        Contender(llama_name(format), command(setup.files[format], value), read, variant)
+        Contender(
+            llama_name(format),
+            command(llama, setup.files[format], value),
+            read,
+            variant if len(setup.llamas) == 1 else f"{variant}, {llama.name}",
+        )
         for format in formats
         if format in setup.files
+        for llama in setup.llamas
         for variant, value in peers.FLASH.items()
     ]
 
@@ -138,9 +145,8 @@ def decode(
         ours = "-p", "0", "-n", str(tokens), "--depth", str(depth), "-r", str(repeats)
         theirs = "-p", "0", "-n", str(tokens), "-d", str(depth)
 
-        def command(file: Path, flash: str) -> list[str]:
-            assert setup.llama is not None
-            return setup.llama.bench(file, n, flash, repeats, *theirs)
+        def command(llama: peers.Llama, file: Path, flash: str) -> list[str]:
+            return llama.bench(file, n, flash, repeats, *theirs)
 
         return [
             edgellm(setup, n, *ours, format=first),
@@ -153,9 +159,8 @@ def decode(
 
 
 def prefill(setup: Setup) -> list[Contender]:
-    def command(file: Path, flash: str) -> list[str]:
-        assert setup.llama is not None
-        return setup.llama.bench(file, setup.threads, flash, 3, "-p", "512", "-n", "0")
+    def command(llama: peers.Llama, file: Path, flash: str) -> list[str]:
+        return llama.bench(file, setup.threads, flash, 3, "-p", "512", "-n", "0")
 
     return [
         edgellm(setup, setup.threads, "-p", "512", "-n", "0", "-r", "3"),
@@ -168,9 +173,8 @@ def prefill(setup: Setup) -> list[Contender]:
 def batch(setup: Setup) -> list[Contender]:
     sequences, prompt, tokens = 16, 64, 64
 
-    def command(file: Path, flash: str) -> list[str]:
-        assert setup.llama is not None
-        return setup.llama.batched(file, setup.threads, flash, sequences, prompt, tokens)
+    def command(llama: peers.Llama, file: Path, flash: str) -> list[str]:
+        return llama.batched(file, setup.threads, flash, sequences, prompt, tokens)
 
     sizes = {"prompt": prompt, "tokens": tokens, "sequences": sequences, "threads": setup.threads, "repeats": 1}
     return [
@@ -192,9 +196,8 @@ def busy(setup: Setup) -> list[Contender]:
 def start(setup: Setup) -> list[Contender]:
     """One token in a fresh process: to its end, and its peak memory."""
 
-    def command(file: Path, flash: str) -> list[str]:
-        assert setup.llama is not None
-        return setup.llama.first_token(file, setup.threads, flash, 2048, PROMPT)
+    def command(llama: peers.Llama, file: Path, flash: str) -> list[str]:
+        return llama.first_token(file, setup.threads, flash, 2048, PROMPT)
 
     ours = [
         sys.executable, "-m", "edgellm", "generate", PROMPT, "-m", setup.edge["same"], "-n", "1", "--temp", "0",
@@ -241,26 +244,28 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, dict[str, str]]:
     """Find the peers, make the files, compile the kernels: -> the setup, and why what is missing is missing."""
     missing: dict[str, str] = {}
     try:
-        llama = peers.find_llama(options.llama_bench)
+        found = [peers.find_llama(path) for path in options.llama_bench or [None]]
     except FileNotFoundError as error:
         raise SetupError(f"--llama-bench or LLAMA_BENCH: {error}") from None
-    if llama is None:
+    llamas = tuple(llama for llama in found if llama)
+    if not llamas:
         missing["llama.cpp"] = missing["llama.cpp Q4_0"] = "no llama-bench; give --llama-bench PATH"
-    installed = {name: found for name, package in peers.PACKAGES.items() if (found := machine.package_version(package))}
+    packages = {name: machine.package_version(package) for name, package in peers.PACKAGES.items()}
+    installed = {name: version for name, version in packages.items() if version}
     missing |= {
         name: f"not installed; pip install {package}"
         for name, package in peers.PACKAGES.items()
         if name not in installed
     }
-    files = weights(options, llama, missing)
+    files = weights(options, llamas, missing)
     edge: dict[str, str] = {format: str(files[format]) for format in ("same", "Q8_0") if format in files}
     for path in edge.values():
         say(f"edgellm: converting {Path(path).name} and compiling kernels, where that is not done yet")
         machine.run([sys.executable, "-m", "edgellm", "bench", path, "-p", "40", "-n", "2", "-r", "1"], 600)
-    return Setup(files, edge, llama, installed, options.threads), missing
+    return Setup(files, edge, llamas, installed, options.threads), missing
 
 
-def weights(options: argparse.Namespace, llama: peers.Llama | None, missing: dict[str, str]) -> dict[str, Path]:
+def weights(options: argparse.Namespace, llamas: tuple[peers.Llama, ...], missing: dict[str, str]) -> dict[str, Path]:
     """The GGUF files by format, made of the given one where they are not there yet."""
     folder = options.work
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,12 +273,13 @@ def weights(options: argparse.Namespace, llama: peers.Llama | None, missing: dic
     for format in ("Q4_0", "Q8_0"):
         path = folder / f"{files['same'].stem}-{format}.gguf"
         if not path.is_file():
-            why = "no llama.cpp" if llama is None else llama.lacks("llama-quantize")
-            if why or llama is None:
+            whole = [llama for llama in llamas if not llama.lacks("llama-quantize")]
+            if not whole:
+                why = llamas[0].lacks("llama-quantize") if llamas else "no llama.cpp"
                 missing[f"{format} file"] = f"{why}, which makes it; put one at {path}"
                 continue
             say(f"llama-quantize: making {path.name}")
-            llama.quantize(files["same"], path, format)
+            whole[0].quantize(files["same"], path, format)
         files[format] = path
     if "Q4_0" not in files:
         missing.setdefault("llama.cpp Q4_0", missing["Q4_0 file"])
@@ -357,8 +363,8 @@ def versions(setup: Setup) -> dict[str, str]:
     found = {"edgellm": f"{edgellm.__version__} ({machine.commit(ROOT / 'edgellm') or 'no git'})"}
     for package in ("numpy", "numba", "llvmlite"):
         found[package] = machine.package_version(package) or "missing"
-    if setup.llama is not None:
-        found["llama.cpp"] = setup.llama.build()
+    if setup.llamas:
+        found["llama.cpp"] = ", ".join(dict.fromkeys(llama.build() for llama in setup.llamas))
     return found | setup.installed
 
 
@@ -412,7 +418,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tests", default=",".join(TESTS), metavar="NAMES", help="separated by commas; default all")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="samples of each contender; default 3")
     parser.add_argument("--threads", type=int, default=physical_cores(), metavar="N", help="default: all cores")
-    parser.add_argument("--llama-bench", metavar="PATH", help="llama.cpp's llama-bench, its other programs beside it")
+    parser.add_argument(
+        "--llama-bench", metavar="PATH", action="append", help="llama.cpp's llama-bench, its other programs beside it; "
+        "of several builds, the best one for each figure counts",
+    )  # fmt: skip
     parser.add_argument("--gguf", type=Path, metavar="PATH", help="the model; default the one that edgellm fetches")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="where files are made; default edgellm's cache")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON; tests that FILE has already stay there")

@@ -29,6 +29,11 @@ class Llama:
 
     folder: Path
 
+    @property
+    def name(self) -> str:
+        """What tells this build from others: CMake puts programs into bin/."""
+        return self.folder.parent.name if self.folder.name == "bin" else self.folder.name
+
     def program(self, name: str) -> str:
         return str(self.folder / name)
 

@@ -26,6 +26,14 @@ def llama_bench(*tests):
 # ---- outputs of other programs
 
 
+def test_several_builds_of_llama_cpp_are_several_contenders():
+    builds = tuple(peers.Llama(Path(folder)) for folder in ("/a/one/bin", "/a/two"))
+    setup = compare.Setup({"same": Path("m.gguf"), "Q4_0": Path("m-Q4_0.gguf")}, {"same": "m.edge"}, builds, {}, 2)
+    found = [each for each in compare.prefill(setup) if each.name == "llama.cpp Q4_0"]
+    assert [each.variant for each in found] == ["fa 0, one", "fa 1, one", "fa 0, two", "fa 1, two"]
+    assert [each.command[0] for each in found[1:3]] == ["/a/one/bin/llama-bench", "/a/two/llama-bench"]
+
+
 def test_a_rate_of_llama_bench_is_the_median_of_its_runs():
     assert peers.bench_rate(llama_bench([90.0, 120.0, 100.0])) == 100.0
 
@@ -228,7 +236,7 @@ def test_figures_of_another_machine_are_not_mixed(tmp_path, found):
 
 @pytest.fixture
 def setup():
-    return compare.Setup({}, {}, None, {}, 2)
+    return compare.Setup({}, {}, (), {}, 2)
 
 
 def printing(name, figure, variant=""):
