@@ -344,7 +344,7 @@ def test_a_damaged_file_is_not_exported(tmp_path):
 
 def test_an_architecture_without_to_gguf(tmp_path):
     path = edge_file(tmp_path / "1.edge", "bitnet")
-    with pytest.raises(UnsupportedError, match=r"'bitnet' cannot be exported; this version exports gemma2, .*llama"):
+    with pytest.raises(UnsupportedError, match=r"'bitnet' cannot be exported; this version exports exaone4, .*llama"):
         export(path, tmp_path / "1.gguf", progress=False)
 
 
