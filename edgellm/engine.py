@@ -101,7 +101,7 @@ class Engine:
                     if scheduler.is_busy:
                         self._tell(scheduler.step(), scheduler)
                     else:
-                        scheduler.rest()
+                        scheduler.settle()
                         self._wait()
             except Exception as error:
                 # Whatever it is, those who wait must hear of it; what comes later begins anew.

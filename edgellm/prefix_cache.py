@@ -46,6 +46,7 @@ class PrefixCache:
         self._backend, self._context_length = backend, context_length
         self._most_bytes = backend.footprint.cache if most_bytes is None else most_bytes
         self._entries: list[_Entry] = []  # the last used first
+        self._is_closed = False
         self._lock = threading.RLock()
 
     def known(self, ids: Sequence[int]) -> int:
@@ -69,19 +70,26 @@ class PrefixCache:
             n_known = source.slot.known(ids) if source else 0
             if source and (source.is_free or source.is_kept_by(keeper)) and _goes_on(source, n_known):
                 slot = self._without(source)
+                if source.is_free:
+                    self._make_room(len(ids))
             else:
                 slot = self._spare(len(ids), keeper, source)
-            if source and n_known > slot.known(ids):
-                slot.copy(source.slot, n_known)
-            else:
-                slot.reuse(ids)
+            try:
+                if source and n_known > slot.known(ids):
+                    slot.copy(source.slot, n_known)
+                else:
+                    slot.reuse(ids)
+            except BaseException:
+                slot.close()
+                raise
             return slot
 
     def put(self, slot: Slot, keeper: object = None) -> None:
         """Take a slot in, in place of another one of that keeper."""
         with self._lock:
             self.release(keeper)
-            self._entries.insert(0, _Entry(slot, None if keeper is None else weakref.ref(keeper)))
+            is_free = keeper is None or self._is_closed
+            self._entries.insert(0, _Entry(slot, None if is_free else weakref.ref(keeper)))
             self._tidy(self._most_bytes)
 
     @contextmanager
@@ -113,7 +121,7 @@ class PrefixCache:
     def close(self) -> None:
         """Close what is in here, and all that is put in later."""
         with self._lock:
-            self._most_bytes = -1
+            self._is_closed, self._most_bytes = True, -1
             for entry in self._entries:
                 entry.keeper = None
             self._tidy(self._most_bytes)
@@ -125,9 +133,12 @@ class PrefixCache:
         """The keeper's own slot, or after old ones have made room a short one, or a new one."""
         own = next((entry for entry in self._entries if entry.is_kept_by(keeper)), None)
         if own is None:
-            self._tidy(self._most_bytes - self._backend.bytes_of(n_tokens), but)
+            self._make_room(n_tokens, but)
             own = next((entry for entry in self._entries if entry.is_free and entry.is_short), None)
         return self._without(own) if own else Slot(self._backend, self._context_length)
+
+    def _make_room(self, n_tokens: int, but: _Entry | None = None) -> None:
+        self._tidy(self._most_bytes - self._backend.bytes_of(n_tokens), but)
 
     def _without(self, entry: _Entry) -> Slot:
         self._entries.remove(entry)

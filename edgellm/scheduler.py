@@ -95,19 +95,19 @@ class Scheduler:
         wanted = [(sequence, n_wanted) for sequence, _, n_wanted in shares if n_wanted]
         return [*done, *self._take(wanted, found)]
 
-    def rest(self) -> None:
+    def settle(self) -> None:
         """Give back the memory of short idle slots but the last one, whose sequence may go on soon."""
         self._cache.settle()
 
     def close(self) -> None:
-        """Give the caches' memory back; what is not at its end is not reported any more."""
+        """Leave the slots to the cache, or close one's own; what is not at its end is not reported any more."""
         for sequence in list(self._slots):
             self._retire(sequence)
         self._waiting.clear()
         if self._is_own_cache:
             self._cache.close()
         else:
-            self._cache.settle()
+            self.settle()
 
     def _admit(self) -> Iterator[Progress]:
         """Give a slot to those that wait, the first first; some are at their end before they begin."""
@@ -118,8 +118,8 @@ class Scheduler:
             elif len(self._slots) == self._most_at_once:
                 return
             elif not self._awaits_prefix(sequence):
-                self._waiting.remove(sequence)
                 self._slots[sequence] = self._slot_with_prefix(sequence)
+                self._waiting.remove(sequence)
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether much of its prompt is just being evaluated for another one."""
@@ -135,7 +135,11 @@ class Scheduler:
         slot = self._cache.take(sequence.reusable)
         other = max(self._slots.values(), key=lambda slot: slot.known(sequence.reusable), default=slot)
         if other.known(sequence.reusable) > len(slot.ids):
-            slot.copy(other, other.known(sequence.reusable))
+            try:
+                slot.copy(other, other.known(sequence.reusable))
+            except BaseException:
+                slot.close()
+                raise
         sequence.n_cached = len(slot.ids)
         return slot
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.api import Model
-from edgellm.errors import ArgumentError
+from edgellm.errors import ArgumentError, EdgeError
 from edgellm.generate import Slot, common, generate
 from edgellm.prefix_cache import MOST_SLOTS, SHORT, PrefixCache
 from edgellm.sampling import Sampler, SamplingParams
@@ -146,7 +146,43 @@ def test_the_oldest_goes_first_and_a_keeper_s_stays():
     assert [held.known([n] * 201) for n in (5, 6)] == [0, 200]
     held.close()
     filled(held, [1] * 9)
+    chat = Keeper()
+    filled(held, [1] * 9, chat)
     assert not model._slots
+
+
+def test_a_slot_that_grows_makes_room_as_a_new_one_does():
+    model = backend()
+    held = PrefixCache(model, CONTEXT, model.bytes_of(450))
+    filled(held, [1] * 400)
+    filled(held, [2] * 20)
+    slot = held.take([2] * 20 + [3] * 200)
+    assert slot.ids == [2] * 20
+    assert held.known([1] * 401) == 0
+    held.put(slot)
+    held.close()
+
+
+@pytest.mark.parametrize("fails", ["trim", "copy"])
+def test_an_interruption_loses_no_slot(monkeypatch, fails):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    model, chat = backend(), Keeper()
+    held = PrefixCache(model, CONTEXT)
+    filled(held, [1] * 200, chat)
+    scheduler = Scheduler(model, CONTEXT, 4, held)
+    made = scheduler.submit([2 if fails == "trim" else 1] * 201, Sampler(GREEDY), 1)
+    monkeypatch.setattr(model, fails, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.step()
+    monkeypatch.undo()
+    assert len(model._slots) == 1
+    while scheduler.is_busy:
+        scheduler.step()
+    assert made.finish_reason == "length"
+    scheduler.close()
+    held.close()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("llama", "cpu"), ("llama", "reference"), ("mistral", "reference")])
@@ -254,3 +290,21 @@ def test_a_chat_keeps_its_tokens_until_it_is_closed():
         chat.close()
         assert chat.n_tokens == 0
         assert not model._backend._backend._slots
+
+
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+def test_answers_under_way_end_with_the_model(kind):
+    model = Model(BUNDLED, backend=kind)
+    model.info = replace(model.info, chat_template=TEMPLATE)
+    chat, slot = model.chat(), model.open_slot()
+    streams = [model.stream("Once upon a time"), chat.stream("Once upon a time")]
+    for stream in streams:
+        next(stream)
+    model.close()
+    for stream in streams:
+        with pytest.raises(EdgeError, match="the model is closed; load it again"):
+            list(stream)
+    with pytest.raises(EdgeError, match="the model is closed; load it again"):
+        slot.extend([1])
+    slot.close()
+    assert chat.n_tokens == 0
