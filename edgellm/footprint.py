@@ -1,7 +1,8 @@
-"""What a model takes of a machine's memory, known before it runs, and what the machine has."""
+"""What a model takes of a machine's memory, known before it runs, what the machine has, and what this process took."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def available_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sy
     """Bytes that this process may still take without pushing others out; None where the system does not tell."""
     known = [amount for amount in (_of_machine(proc), _of_control_group(group)) if amount is not None]
     return min(known, default=None)
+
+
+def resident_memory(statm: Path = Path("/proc/self/statm")) -> int | None:
+    """Bytes that this process has in memory, mapped weights included; None where the system does not tell."""
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _of_machine(proc: Path) -> int | None:

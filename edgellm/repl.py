@@ -20,6 +20,7 @@ import click
 
 from edgellm import session
 from edgellm.errors import ArgumentError, EdgeError
+from edgellm.footprint import resident_memory
 from edgellm.home import home
 from edgellm.sampling import SamplingParams
 from edgellm.screen import Screen, is_rich_terminal
@@ -126,7 +127,7 @@ class Repl:
             parts.append(f"{self._last.timings.generated_per_second:.1f} tokens/s")
         used, most = self._chat.n_tokens, self._model.context_length
         parts.append(f"context {used} of {most}, {most - used} left")
-        if memory := resident():
+        if memory := resident_memory():
             parts.append(f"{memory / 1e6:.0f} MB")
         return " | ".join(parts)
 
@@ -377,17 +378,6 @@ def _switch(value: str) -> bool:
     if value not in ("on", "off", "true", "false", "show", "hide"):
         raise ArgumentError(f"think is {value!r}; expected on or off")
     return value in ("on", "true", "show")
-
-
-def resident() -> int | None:
-    """Bytes of this process in memory; None where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    import resource
-
-    return pages * resource.getpagesize()
 
 
 Reader = Callable[[str, str], str]

@@ -1,5 +1,7 @@
 """What a model takes of memory, and what there is: known before it runs."""
 
+import os
+
 import numpy as np
 import pytest
 import tiny
@@ -8,7 +10,7 @@ from conftest import BUNDLED
 from edgellm import api
 from edgellm.architectures import get
 from edgellm.errors import OutOfMemoryError
-from edgellm.footprint import Footprint, available_memory
+from edgellm.footprint import Footprint, available_memory, resident_memory
 from edgellm.generate import Slot
 
 
@@ -62,3 +64,12 @@ def test_kernels_touch_no_more_than_was_told():
         tensor.data.nbytes for tensor in tiny.tensors(get("llama"), get("llama").Config.tiny(), "q8").values()
     )
     assert np.isfinite(backend.footprint.arena)
+
+
+def test_resident_memory(tmp_path):
+    statm = tmp_path / "statm"
+    assert resident_memory(statm) is None
+    statm.write_text("")
+    assert resident_memory(statm) is None
+    statm.write_text("900 25 3 1 0 8 0\n")
+    assert resident_memory(statm) == 25 * os.sysconf("SC_PAGE_SIZE")

@@ -107,6 +107,12 @@ WRONG = [
         None,
         "5 answers are asked for at once, n to each prompt; expected at most 4",
     ),
+    (
+        "/v1/completions",
+        {"prompt": ["", *["a"] * 200_000], "n": 128, "max_tokens": 600},
+        None,
+        "25600128 answers are asked for at once",
+    ),
     ("/v1/completions", {"prompt": "a", "stream_options": {}}, "stream_options", "without stream"),
     ("/v1/completions", {"prompt": "a", "json_schema": {"type": "x"}}, None, "x"),
     ("/v1/completions", {"prompt": "a", "regex": "("}, None, "regex"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 """Upper bounds of the histograms."""
@@ -71,11 +69,3 @@ def _labelled(labels: Sequence[tuple[str, str]]) -> str:
     escaped = (value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for _, value in labels)
     pairs = (f'{name}="{value}"' for (name, _), value in zip(labels, escaped, strict=True))
     return f"{{{','.join(pairs)}}}"
-
-
-def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
-    """Memory that this process has; None where the system does not tell."""
-    try:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None

@@ -60,6 +60,12 @@ COMMON: dict[str, Kind] = {
     "prompt_cache_key": Text(),
     "service_tier": Text(("auto", "default")),
 }
+STRUCTURE: dict[str, Kind] = {
+    "regex": Text(),
+    "choices": ListOf(Text(), least=1, most=1000),
+    "grammar": Text(),
+}
+"""What an answer must be, beside JSON schemas."""
 ANSWER = ("stop", "speculate", "ignore_eos", "max_tokens", *SAMPLING)
 
 

@@ -16,8 +16,9 @@ from edgellm.chat import chat_template
 from edgellm.chat_template import ChatPrompt, ChatTemplate
 from edgellm.engine import Event, Job, Listener
 from edgellm.errors import EdgeError, ModelNotFoundError
+from edgellm.footprint import resident_memory
 from edgellm.server.errors import RequestError
-from edgellm.server.metrics import Metrics, resident_bytes
+from edgellm.server.metrics import Metrics
 
 PING = 15.0
 """Seconds between signs of life in a stream."""
@@ -76,13 +77,27 @@ class Service:
         """Answers that are taken in at once, to be made or to wait."""
         return self.slots + self.limits.queue
 
+    def check_room(self, n_answers: int) -> None:
+        """Raise RequestError if there is no room for as many more answers."""
+        if n_answers > self.most:
+            raise RequestError(
+                f"{n_answers} answers are asked for at once, n to each prompt; expected at most {self.most}: "
+                "ask for them in several requests"
+            )
+        if n_answers > self.room:
+            raise RequestError(
+                f"the server is busy with {self.under_way} answers; expected room for {n_answers} more: ask again "
+                "later",
+                status=503, headers={"retry-after": str(RETRY_AFTER)},
+            )  # fmt: skip
+
     def gauges(self) -> dict[str, tuple[str, float]]:
         values: dict[str, tuple[str, float]] = {
             "edgellm_slots": ("Answers that can be made at once.", self.slots),
             "edgellm_answers": ("Answers that are made or wait.", self.under_way),
             "edgellm_queue": ("Answers that there is no slot for yet.", max(0, self.under_way - self.slots)),
         }
-        if (n_bytes := resident_bytes()) is not None:
+        if (n_bytes := resident_memory()) is not None:
             values["edgellm_resident_bytes"] = ("Memory of the process, mapped weights included.", n_bytes)
         return values
 
@@ -115,8 +130,8 @@ class Answers:
 
     def __init__(self, call: Call, answers: Sequence[Answer]) -> None:
         """Raises RequestError if there is no room for as many. In the thread of the event loop."""
+        call.service.check_room(len(answers))
         self._call, self._service, self._n = call, call.service, len(answers)
-        self._check_room()
         self.answers = answers
         self._queue: asyncio.Queue[tuple[int, Event] | EdgeError | None] = asyncio.Queue()
         loop, limits = asyncio.get_running_loop(), self._service.limits
@@ -129,22 +144,9 @@ class Answers:
         try:
             for i, answer in enumerate(answers):
                 self._jobs.append(call.served.model.submit(answer, self._listener(i)))
-        except EdgeError:
+        except BaseException:
             self.close()
             raise
-
-    def _check_room(self) -> None:
-        if self._n > self._service.most:
-            raise RequestError(
-                f"{self._n} answers are asked for at once, n to each prompt; expected at most {self._service.most}: "
-                "ask for them in several requests"
-            )
-        if self._n > self._service.room:
-            raise RequestError(
-                f"the server is busy with {self._service.under_way} answers; expected room for {self._n} more: ask "
-                "again later",
-                status=503, headers={"retry-after": str(RETRY_AFTER)},
-            )  # fmt: skip
 
     def _listener(self, which: int) -> Listener:
         def listen(event: Event) -> None:

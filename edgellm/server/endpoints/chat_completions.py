@@ -17,7 +17,7 @@ from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
 from edgellm.server.messages import MESSAGES, TOOLS, messages_of
-from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Object, Text, Whole
+from edgellm.server.schema import Anything, Either, Flag, Kind, MapOf, Object, Text, Whole
 from edgellm.server.service import Answers, Call
 from edgellm.server.streams import DONE, PING, Events, event
 from edgellm.thoughts import ThoughtReader, is_thought_open
@@ -48,12 +48,10 @@ FIELDS: dict[str, Kind] = {
         )
     ),
     "parallel_tool_calls": Flag(),
-    "regex": Text(),
-    "choices": ListOf(Text(), least=1, most=1000),
-    "grammar": Text(),
+    **openai.STRUCTURE,
     "store": Flag(),
 }
-STRUCTURES = ("response_format", "regex", "choices", "grammar")
+STRUCTURES = ("response_format", *openai.STRUCTURE)
 
 
 class Asked(NamedTuple):
@@ -123,7 +121,7 @@ def _choice(fields: dict[str, Any]) -> str:
 
 def _structure(fields: dict[str, Any]) -> dict[str, Any]:
     """What an answer must be, as Model.stream has it."""
-    given: dict[str, Any] = {name: fields[name] for name in ("regex", "choices", "grammar") if name in fields}
+    given: dict[str, Any] = {name: fields[name] for name in openai.STRUCTURE if name in fields}
     format_ = fields.get("response_format", {"type": "text"})
     if format_["type"] == "json_schema":
         if "json_schema" not in format_:

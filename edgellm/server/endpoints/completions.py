@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from edgellm.answer import Answer, Completion, Piece
 from edgellm.api import Model
 from edgellm.logprobs import Logprob
+from edgellm.request import GRAMMARS
 from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
@@ -31,11 +32,8 @@ FIELDS: dict[str, Kind] = {
     "best_of": Whole(1),
     "suffix": Text(),
     "json_schema": Either((MapOf(Anything()), Flag())),
-    "regex": Text(),
-    "choices": ListOf(Text(), least=1, most=1000),
-    "grammar": Text(),
+    **openai.STRUCTURE,
 }
-STRUCTURES = ("json_schema", "regex", "choices", "grammar")
 
 
 class Asked(NamedTuple):
@@ -59,12 +57,14 @@ def _asked(call: Call) -> Asked:
     fields, model = call.fields, call.served.model
     _check(fields)
     options = {"max_tokens": MAX_TOKENS, **openai.options(fields)}
-    options |= {name: fields[name] for name in STRUCTURES if name in fields}
+    options |= {name: fields[name] for name in GRAMMARS if name in fields}
     if "logprobs" in fields:
         options["logprobs"] = fields["logprobs"]
         if fields.get("echo"):
             options["prompt_logprobs"] = fields["logprobs"]
-    prompts, n = [_ids(model, prompt) for prompt in _prompts(fields["prompt"])], fields.get("n", 1)
+    given, n = _prompts(fields["prompt"]), fields.get("n", 1)
+    call.service.check_room(len(given) * n)  # before thousands of them are made ready
+    prompts = [_ids(model, prompt) for prompt in given]
     answers = [model.begin_ids(ids, **each) for _, ids in prompts for each in openai.each_seed(options, n)]
     echoed = [text if fields.get("echo") else "" for text, _ in prompts for _ in range(n)]
     return Asked(echoed, answers, answers[::n])
