@@ -99,7 +99,7 @@ class Model:
                 store.mark_verified(path)
             self.context_length = allowed_context(context_length, self.config.context_length)
             info = self._file.info
-            self.tokenizer = open_tokenizer(self._file)
+            self.tokenizer = open_tokenizer(loaded)
         except BaseException:
             self._file.close()
             raise

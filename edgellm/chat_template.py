@@ -118,8 +118,8 @@ class ChatPrompt:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from where another prompt was; raises ArgumentError for what is no state."""
-        text, ids, n_tokens = state.get("text"), state.get("ids"), self._tokenizer.n_tokens
-        if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < n_tokens for id in ids):
+        text, ids, vocab_size = state.get("text"), state.get("ids"), self._tokenizer.vocab_size
+        if not isinstance(ids, list) or not all(type(id) is int and 0 <= id < vocab_size for id in ids):
             raise ArgumentError(f"what was kept of the conversation has the ids {str(ids)[:80]}; expected token ids")
         if not isinstance(text, str):
             raise ArgumentError(f"what was kept of the conversation has the text {str(text)[:80]}; expected a string")

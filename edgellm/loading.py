@@ -38,14 +38,14 @@ def open_model(path: str | os.PathLike[str]) -> LoadedFile:
     return LoadedFile(file, architecture, config)
 
 
-def open_tokenizer(file: EdgeFile) -> Tokenizer:
-    """The tokenizer of a .edge file, with its tables if the file has them: they keep the file mapped.
+def open_tokenizer(loaded: LoadedFile) -> Tokenizer:
+    """The tokenizer of a model, with its tables if the file has them: they keep the file mapped.
 
     Raises EdgeFileError or UnsupportedError for one that cannot be used.
     """
-    tables = file.tokenizer_tables
-    source = file.tokenizer_json if tables is None else BPE(tables)
-    return Tokenizer(source, file.info.bos_id, file.info.eos_ids)
+    info, tables = loaded.file.info, loaded.file.tokenizer_tables
+    source = loaded.file.tokenizer_json if tables is None else BPE(tables)
+    return Tokenizer(source, info.bos_id, info.eos_ids, loaded.config.vocab_size)
 
 
 def _check_tensors(file: EdgeFile, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -211,7 +211,11 @@ def record(architecture: Architecture, config: Any, tensors: dict[str, Tensor]) 
 
 
 class Recorder:
-    """Ops that write a plan. Raises BackendError for a value that is used after an op has changed it."""
+    """Ops that write a plan.
+
+    Raises BackendError for a value that is used after an op has changed it, and for queries and keys that RoPE turns by
+    different angles.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -258,6 +262,11 @@ class Recorder:
     def attention(self, q: Value, k: Value, v: Value, layer: int, scale: float, softcap: float = 0.0) -> Buffer:
         head_dim = self.plan.caches[layer].head_dim
         q, k = (x if isinstance(x, Turned) else self._heads(x, head_dim, None) for x in (q, k))
+        if _turn(q) != _turn(k):
+            raise BackendError(
+                f"{q.x.name!r} and {k.x.name!r} are turned by different angles; this backend turns queries and keys "
+                "alike: use --backend reference"
+            )
         self.plan.ops.append(RopeAppend(q, k, self._plain(v), self._angles(q), layer))
         return self._append(Attention(q.x, self._buffer("attention", q.x.cols), layer, scale, softcap))
 
@@ -350,6 +359,11 @@ def _fresh(x: Buffer) -> Buffer:
     if not x.fresh:
         raise BackendError(f"{x.name!r} is used after an op has changed it: use --backend reference")
     return x
+
+
+def _turn(heads: Turned) -> tuple[float, list[float] | None]:
+    """What says by which angles they are turned."""
+    return heads.scale, None if heads.frequencies is None else heads.frequencies.tolist()
 
 
 def _reads(op: Matmul | Apply | Combine, x: Buffer) -> bool:

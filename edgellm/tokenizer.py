@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 class Tokenizer:
     """A tokenizer and the ids that mean something to a runtime. Threads may share one."""
 
-    def __init__(self, source: bytes | BPE, bos_id: int | None, eos_ids: Sequence[int]) -> None:
-        """`source` is a tokenizer.json, or its tables, with which a start is quick.
+    def __init__(self, source: bytes | BPE, bos_id: int | None, eos_ids: Sequence[int], vocab_size: int = 0) -> None:
+        """`source` is a tokenizer.json, or its tables, with which a start is quick. `vocab_size` is the model's: where
+        it is padded, and greater than n_tokens, the ids from n_tokens on are sound, and stand for no text.
 
         Raises EdgeFileError if it is damaged, UnsupportedError if it decodes in a way that is not known here.
         """
         self._vocabulary = _Tabled(source) if isinstance(source, BPE) else _Vocabulary(source)
         self.n_tokens, self._added = self._vocabulary.n_tokens, self._vocabulary.added
+        self.vocab_size = max(self.n_tokens, vocab_size)
         self._is_special = {id for id, token in self._added.items() if token.special}
         self._bytes: list[bytes | None] = [None] * self.n_tokens
         self._to_bytes, self.drops_space = _decoding(self._vocabulary.library, self._added)
@@ -54,8 +56,10 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """What a token stands for; not always whole characters."""
-        if not 0 <= id < self.n_tokens:
-            raise ArgumentError(f"{id} is no token id; expected 0 to {self.n_tokens - 1}")
+        if not 0 <= id < self.vocab_size:
+            raise ArgumentError(f"{id} is no token id; expected 0 to {self.vocab_size - 1}")
+        if id >= self.n_tokens:
+            return b""
         cached = self._bytes[id]
         if cached is None:
             cached = self._bytes[id] = self._to_bytes(id, self._vocabulary.token(id))
@@ -66,9 +70,9 @@ class Tokenizer:
         return text.removeprefix(" ") if self.drops_space else text
 
     def id_to_token(self, id: int) -> str:
-        """A token as the vocabulary spells it."""
+        """A token as the vocabulary spells it; "" for an id of padding."""
         self.token_bytes(id)
-        return self._vocabulary.token(id)
+        return self._vocabulary.token(id) if id < self.n_tokens else ""
 
     def is_special(self, id: int) -> bool:
         return id in self._is_special

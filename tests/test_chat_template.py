@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tiny_tokenizers import SPECIAL, byte_level, sentencepiece, tokenizer
 
 from edgellm.chat_template import ChatPrompt, ChatTemplate, encode_chat
-from edgellm.errors import ChatTemplateError
+from edgellm.converters.gguf_tokenizer import tokenizer_from_gguf
+from edgellm.errors import ArgumentError, ChatTemplateError
+from edgellm.tokenizer import Tokenizer
 
 CHATML = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -242,6 +244,18 @@ def test_an_answer_that_says_less_than_its_ids_is_encoded_anew():
     prompt.encode(TALK[:1])
     prompt.answered("he", ours.encode("he and a stop string"))
     assert prompt.encode(TALK) == encode_chat(ours, template, TALK)
+
+
+def test_a_kept_chat_may_hold_ids_of_padding():
+    padded = Tokenizer(tokenizer_from_gguf(byte_level()).json, 0, (1,), vocab_size=272)
+    prompt, again = (ChatPrompt(padded, ChatTemplate(CHATML)) for _ in range(2))
+    prompt.encode(TALK[:1])
+    prompt.answered("he", [*padded.encode("he", add_special=False), 271])
+    again.restore(prompt.state)
+    assert again.encode(TALK) == prompt.encode(TALK)
+    assert 271 in again.state["ids"]
+    with pytest.raises(ArgumentError, match="expected token ids"):
+        again.restore({"text": "", "ids": [272]})
 
 
 def test_threads_share_a_template():

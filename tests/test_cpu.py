@@ -120,6 +120,30 @@ def test_a_value_that_an_op_has_changed_is_refused():
         record(changed, config, every_op.tensors("f32"))
 
 
+@pytest.mark.parametrize(
+    ("of_q", "of_k"),
+    [
+        (None, ([1.0, 0.1], 1.0)),
+        (([1.0, 0.1], 1.0), None),
+        (([1.0, 0.1], 1.0), ([1.0, 0.2], 1.0)),
+        (([1.0, 0.1], 1.0), ([1.0], 1.0)),
+        (([1.0, 0.1], 1.0), ([1.0, 0.1], 1.2)),
+    ],
+)
+def test_queries_and_keys_that_are_turned_by_different_angles_are_refused(of_q, of_k):
+    def heads(ops, x, turn):
+        return x if turn is None else ops.rope(x, every_op.HEAD_DIM, np.array(turn[0], np.float32), turn[1])
+
+    def forward(config, weights, ops):
+        layer, x = weights.layer(0), ops.embed(weights.embed)
+        q, k = heads(ops, ops.linear(x, layer.q), of_q), heads(ops, ops.linear(x, layer.k), of_k)
+        return ops.logits(ops.attention(q, k, ops.linear(x, layer.v), 0, 1.0), weights.embed)
+
+    turned = SimpleNamespace(caches=every_op.caches, forward=forward)
+    with pytest.raises(BackendError, match=r"'q' and 'k' are turned by different angles; .*: use --backend reference"):
+        record(turned, every_op.Config(), every_op.tensors("f32"))
+
+
 def test_layer_norm():
     x = np.array([[3, 5, 7, 9]], np.float32)
     weight, beta = (Tensor("", (4,), "f32", np.array(values, np.float32)) for values in ([1, 2, 1, 1], [0, 0, 5, 0]))

@@ -9,6 +9,8 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgellm.api import Model
+from edgellm.converters import convert
 from edgellm.converters.blocks import decode_rows
 from edgellm.converters.gguf import GGUFFile, read_gguf
 from edgellm.errors import CheckpointError, EdgeError, UnsupportedError
@@ -516,6 +518,15 @@ def test_embedding_may_have_more_rows_than_there_are_tokens(path):
     path.write_bytes(model(shapes={"token_embd.weight": (8, 4)}))
     checkpoint = read_gguf(path)
     assert (checkpoint.config.vocab_size, checkpoint.tokenizer.n_tokens) == (8, 6)
+
+
+def test_an_answer_may_hold_ids_of_padding(path, tmp_path):
+    path.write_bytes(model(shapes={"token_embd.weight": (8, 4)}))
+    convert(path, tmp_path / "m.edge", progress=False)
+    with Model(tmp_path / "m.edge", backend="reference") as padded:
+        done = padded.generate("", max_tokens=3, temperature=0, logit_bias={7: 1e6}, banned_strings=["x"])
+        assert (done.ids, done.text, done.finish_reason) == ([7, 7, 7], "", "length")
+        assert padded.detokenize(done.ids) == ""
 
 
 def test_missing_file_and_file_that_shrinks(path, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 from conftest import shared
 from tiny_tokenizers import byte_level, metadata, sentencepiece, tokenizer
 
+from edgellm import bpe
+from edgellm.bpe import BPE
 from edgellm.converters.gguf import GGUFFile
 from edgellm.converters.gguf_tokenizer import _PRE, tokenizer_from_gguf
 from edgellm.errors import ArgumentError, CheckpointError, EdgeFileError, UnsupportedError
@@ -205,4 +207,18 @@ def test_arguments_out_of_range_are_refused():
     with pytest.raises(ArgumentError, match="lone surrogates"):
         ours.encode("a\ud800")
     with pytest.raises(EdgeFileError, match="the id 266"):
-        Tokenizer(source.json, 266, ())
+        Tokenizer(source.json, 266, (), vocab_size=300)
+
+
+@pytest.mark.parametrize("has_tables", [False, True])
+def test_ids_of_padding_stand_for_no_text(has_tables):
+    source = tokenizer_from_gguf(byte_level())
+    vocabulary = BPE(np.frombuffer(bpe.tables(source.json), np.uint8)) if has_tables else source.json
+    ours = Tokenizer(vocabulary, 0, (1,), vocab_size=272)
+    first, hell = ours.n_tokens, ours.encode("hell", add_special=False)
+    assert (first, ours.vocab_size) == (266, 272)
+    assert ours.decode([first, *hell, 271, *hell]) == "hellhell"
+    assert [ours.id_to_token(id) for id in (first, 271)] == ["", ""]
+    assert not ours.is_special(271)
+    with pytest.raises(ArgumentError, match="272 is no token id; expected 0 to 271"):
+        ours.decode([272])

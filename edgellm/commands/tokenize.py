@@ -26,9 +26,9 @@ def command(
 
     if (text is None) == (file is None):
         raise click.UsageError("Give either TEXT or --file.")
-    opened = open_model(store.resolve(model)).file
+    opened = open_model(store.resolve(model))
     tokenizer = open_tokenizer(opened)
-    opened.close()
+    opened.file.close()
     ids = tokenizer.encode(
         read_text(file) if file else text or "", add_special=not no_special, parse_special=not no_parse_special
     )

@@ -94,10 +94,10 @@ def _ids(model: Model, prompt: str | list[int]) -> tuple[str, list[int]]:
     """A prompt as text and as ids."""
     if isinstance(prompt, str):
         return prompt, model.tokenize(prompt)
-    bad = [id for id in prompt if id >= model.tokenizer.n_tokens]
+    bad = [id for id in prompt if id >= model.tokenizer.vocab_size]
     if bad:
         raise RequestError(
-            f"prompt has the token id {bad[0]}; expected 0 to {model.tokenizer.n_tokens - 1}", param="prompt"
+            f"prompt has the token id {bad[0]}; expected 0 to {model.tokenizer.vocab_size - 1}", param="prompt"
         )
     return model.detokenize(prompt), prompt
 
