@@ -16,11 +16,11 @@ import numpy as np
 
 from edgellm import architectures, bpe, quant
 from edgellm.arrays import F32, U8, Array
-from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError, UnsupportedError
+from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError
 from edgellm.file import ModelInfo, TensorSpec, Writer, pad_vector
 
 from .blocks import decode_rows, repack_rows
-from .checkpoint import Checkpoint, SourceTensor
+from .checkpoint import Checkpoint, SourceTensor, errors_about
 from .gguf import read_gguf
 from .gguf_export import export
 from .huggingface import read_huggingface
@@ -40,13 +40,9 @@ def read(source: str | os.PathLike[str], tokenizer: Path | None = None, names: P
     `tokenizer` is one of llama2.c's; `names` is a map of tensor names, see name_map. Raises ModelNotFoundError if
     nothing is there, UnsupportedError for another kind of file, CheckpointError for a damaged one.
     """
-    path = Path(source)
-    try:
+    path = Path(source).absolute()  # whose folder, unlike ".", is in no other words of an error
+    with errors_about(path):
         return _reader(path, tokenizer, names)(path)
-    except (CheckpointError, UnsupportedError) as error:
-        if str(path.parent) in str(error):
-            raise
-        raise type(error)(f"{path}: {error}") from error
 
 
 def _reader(path: Path, tokenizer: Path | None, names: Path | None) -> Callable[[Path], Checkpoint]:

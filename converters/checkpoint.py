@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ DTYPES = {name: TYPES[name] for name in ("F32", "F16", "BF16")}
 """Of numbers in files of tensors by name."""
 STORED_DTYPES = {**DTYPES, BYTE.name: BYTE}
 _COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+MAX_DIMS = 8
+"""Of a tensor in a file of tensors by name."""
 MAX_LISTED = 10
 """Names in an error's message."""
 
@@ -141,6 +144,17 @@ def listed(names: Iterable[object], separator: str = ", ") -> str:
     texts = [str(name)[:200] for name in names]
     more = len(texts) - MAX_LISTED
     return separator.join(texts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def errors_about(path: Path) -> Iterator[None]:
+    """Puts the path before errors that name neither it nor a file beside it."""
+    try:
+        yield
+    except (CheckpointError, UnsupportedError) as error:
+        if str(path.parent.absolute()) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 def unsupported_type(path: Path, name: str, dtype: str) -> UnsupportedError:

@@ -49,6 +49,9 @@ MAX_TENSOR_NAME = 64
 MAX_HYPERPARAMETER = 1 << 10
 """Characters or elements of a value that the architecture reads."""
 
+ROPE_TENSORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+"""Hyperparameters that GGUF has as tensors: divisors of RoPE's frequencies."""
+
 UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 # Text, because the formatter would give each word of a list its own line.
 _VALUE_NAMES = (  # noqa: SIM905
@@ -135,9 +138,9 @@ def _hyperparameters(file: GGUFFile, name: str, architecture: Architecture) -> d
 
 
 def _rope_factors(path: Path, found: dict[str, SourceTensor]) -> dict[str, list[float]]:
-    """Divisors of RoPE's frequencies, which GGUF has as tensors: taken out of `found`, and given as hyperparameters."""
+    """The ROPE_TENSORS: taken out of `found`, and given as hyperparameters."""
     result = {}
-    for name in ("rope_freqs", "rope_factors_short", "rope_factors_long"):
+    for name in ROPE_TENSORS:
         tensor = found.pop(f"{name}.weight", None)
         if tensor is None:
             continue

@@ -22,14 +22,12 @@ from edgellm.loading import LoadedFile, open_model
 from edgellm.tensor import Tensor
 
 from .blocks import TYPES, BlockType, decode_rows, encode_rows, type_of
+from .gguf import ROPE_TENSORS
 from .gguf_vocabulary import vocabulary_to_gguf
 from .gguf_writer import GGUFWriter, TensorInfo
 from .naming import parts, places
 from .report import Report, Row, account
 from .rows import CHUNK, joined, row_order
-
-ROPE_TENSORS = ("rope_freqs", "rope_factors_short", "rope_factors_long")
-"""Of what to_gguf says, what a GGUF file has as tensors."""
 
 
 def export(source: str | os.PathLike[str], target: str | os.PathLike[str], *, progress: bool = True) -> Report:
@@ -139,8 +137,8 @@ def _stored(loaded: LoadedFile) -> dict[str, tuple[Tensor, Array]]:
         turned = name.split(".")[-1].removesuffix("_bias") in loaded.architecture.GGUF_INTERLEAVED
         head_dim = loaded.config.head_dim if turned else 0
         order = row_order(tensor.shape[0] // len(made_of), tensor.pair, len(made_of), head_dim)
-        places = np.argsort(order).reshape(len(made_of), -1)
-        result |= {part: (tensor, rows) for part, rows in zip(made_of, places, strict=True)}
+        rows_of_parts = np.argsort(order).reshape(len(made_of), -1)
+        result |= {part: (tensor, rows) for part, rows in zip(made_of, rows_of_parts, strict=True)}
     return result
 
 

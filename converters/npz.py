@@ -15,7 +15,7 @@ from pathlib import Path
 from edgellm.errors import CheckpointError, UnsupportedError
 
 from .archive import Member, members
-from .checkpoint import STORED_DTYPES, SourceTensor, is_computed
+from .checkpoint import MAX_DIMS, STORED_DTYPES, SourceTensor, is_computed
 from .strided import strided
 
 SUFFIX = ".npy"
@@ -25,7 +25,6 @@ _HEADER = re.compile(
     rb"'shape':\s*\(((?:\d{1,18}(?:,\s*|(?=\))))*)\),?\s*\}\s*"
 )
 _TYPES = {"<f4": "F32", "<f2": "F16", "|u1": "U8"}
-_MAX_DIMS = 8
 
 
 def read_npz(path: Path) -> dict[str, SourceTensor]:
@@ -70,7 +69,7 @@ def _header(path: Path, name: str, member: Member) -> tuple[str, bool, tuple[int
     text = member.read(8 + width, begin - 8 - width).tobytes() if begin <= min(member.size, _MAX_HEADER) else b""
     fields = _HEADER.fullmatch(text)
     shape = tuple(map(int, re.findall(rb"\d+", fields[3]))) if fields else ()
-    if not start.startswith(b"\x93NUMPY") or not fields or len(shape) > _MAX_DIMS:
+    if not start.startswith(b"\x93NUMPY") or not fields or len(shape) > MAX_DIMS:
         raise CheckpointError(
             f"{path}: array {name!r} starts with {(start + text)[:80]!r}; expected the header of a .npy file with "
             "one type and a shape"

@@ -19,7 +19,16 @@ from typing import Any
 from edgellm.errors import CheckpointError, UnsupportedError
 
 from .archive import Member, members
-from .checkpoint import STORED_DTYPES, SourceTensor, is_computed, listed, read_bytes, unreadable, unsupported_type
+from .checkpoint import (
+    STORED_DTYPES,
+    SourceTensor,
+    errors_about,
+    is_computed,
+    listed,
+    read_bytes,
+    unreadable,
+    unsupported_type,
+)
 from .strided import strided
 from .torch_pickle import Storage, StoredTensor, load
 
@@ -40,18 +49,12 @@ def read_pytorch(path: Path) -> dict[str, SourceTensor]:
     try:
         with open(path, "rb") as file:
             start = file.read(len(LEGACY))
-        content, storages = (_legacy if start == LEGACY else _zipped)(path)
-        return {
-            name: _tensor(path, name, tensor, storages)
-            for name, tensor in _state_dict(content).items()
-            if not is_computed(name)
-        }
+        with errors_about(path):
+            content, storages = (_legacy if start == LEGACY else _zipped)(path)
+            tensors = _state_dict(content).items()
+            return {name: _tensor(path, name, tensor, storages) for name, tensor in tensors if not is_computed(name)}
     except OSError as error:
         raise unreadable(path, error) from error
-    except (CheckpointError, UnsupportedError) as error:
-        if str(path) in str(error):
-            raise
-        raise type(error)(f"{path}: {error}") from error
 
 
 def _zipped(path: Path) -> tuple[Any, dict[str, Member]]:
@@ -63,7 +66,7 @@ def _zipped(path: Path) -> tuple[Any, dict[str, Member]]:
     (root,) = roots
     order = found.get(f"{root}byteorder")
     if order and order.whole(MAX_PICKLE) != b"little":
-        raise UnsupportedError("its numbers are big-endian; this version reads little-endian ones: save it elsewhere")
+        raise _big_endian()
     content, _ = load(BytesIO(found[f"{root}data.pkl"].whole(MAX_PICKLE)))
     return content, {name.removeprefix(f"{root}data/"): member for name, member in found.items()}
 
@@ -75,8 +78,12 @@ def _legacy(path: Path) -> tuple[Any, dict[str, Member]]:
     if version != 1001 or not isinstance(machine, dict) or not _is_list_of_text(keys):
         raise CheckpointError("it starts as a file of torch.save before 1.6, but does not go on so; fetch it again")
     if machine.get("little_endian") is not True:
-        raise UnsupportedError("its numbers are big-endian; this version reads little-endian ones: save it elsewhere")
+        raise _big_endian()
     return content, _placed(path, size, head.tell(), keys, storages)
+
+
+def _big_endian() -> UnsupportedError:
+    return UnsupportedError("its numbers are big-endian; this version reads little-endian ones: save it elsewhere")
 
 
 def _is_list_of_text(value: Any) -> bool:
@@ -113,7 +120,9 @@ def _state_dict(content: Any) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = found[0]
     others = [name for name, value in tensors.items() if type(name) is not str or not isinstance(value, StoredTensor)]
     if others:
-        raise CheckpointError(f"it holds {listed(others)} among its tensors; expected nothing else there")
+        raise CheckpointError(
+            f"it holds {listed(others)} among its tensors; expected nothing else there: save the state_dict alone"
+        )
     return tensors
 
 

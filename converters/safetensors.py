@@ -12,10 +12,8 @@ from typing import Any
 
 from edgellm.errors import CheckpointError
 
-from .checkpoint import STORED_DTYPES, SourceTensor, is_computed, row_reader, unreadable, unsupported_type
+from .checkpoint import MAX_DIMS, STORED_DTYPES, SourceTensor, is_computed, row_reader, unreadable, unsupported_type
 from .json_file import MAX_BYTES, parse_object
-
-MAX_DIMS = 8
 
 
 def read_safetensors(path: Path) -> dict[str, SourceTensor]:

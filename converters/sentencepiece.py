@@ -23,7 +23,7 @@ import numpy as np
 from edgellm.arrays import I32
 from edgellm.errors import CheckpointError, UnsupportedError
 
-from .checkpoint import TokenizerSource, listed
+from .checkpoint import TokenizerSource, errors_about, listed
 from .gguf_tokenizer import BYTE, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_from_pieces
 from .json_file import read_whole
 
@@ -71,12 +71,8 @@ class SentencePieceModel:
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Raises CheckpointError for a damaged file, UnsupportedError for a kind of model that is not known here."""
-    try:
+    with errors_about(path):
         return _model(read_whole(path, MAX_BYTES))
-    except (CheckpointError, UnsupportedError) as error:
-        if str(path) in str(error):
-            raise
-        raise type(error)(f"{path}: {error}") from error
 
 
 def tokenizer_from_sentencepiece(

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from edgellm.errors import CheckpointError, UnsupportedError
 
-MAX_DIMS = 8
+from .checkpoint import MAX_DIMS
+
 MAX_INSTRUCTIONS = 1 << 21
 """A tensor takes some fifty; an object that an instruction makes takes as many bytes."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import CheckpointError, UnsupportedError
+from edgellm.store import CHECKPOINTS
 
 from .archive import members
 from .checkpoint import SourceTensor, is_computed, listed, unreadable
@@ -24,7 +25,6 @@ MARKS = (ZIP, LEGACY)
 """With which files of PyTorch and NumPy start."""
 FILES = {"model.safetensors": "safetensors", "pytorch_model.bin": "PyTorch"}
 """What Hugging Face folders call their weights, in the order of preference; of shards, NAME.index.json."""
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".gguf")
 
 
 def read_weights(path: Path) -> tuple[str, dict[str, SourceTensor]]:
@@ -41,7 +41,7 @@ def read_weights(path: Path) -> tuple[str, dict[str, SourceTensor]]:
             return f"Hugging Face folder of {kind}", READERS[kind](single)
         if index.exists():
             return f"Hugging Face folder of {kind} shards", _sharded(index, READERS[kind])
-    others = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+    others = sorted(file.name for file in path.iterdir() if file.suffix in CHECKPOINTS)
     raise CheckpointError(
         f"{path} has none of {', '.join(FILES)} and no index of one; "
         + (f"for the weights in {listed(others)} give the file itself" if others else "fetch the model again")

@@ -381,6 +381,14 @@ def test_a_config_error_names_the_file(stories_source, tmp_path):
         convert(folder, tmp_path / "s.edge", progress=False)
 
 
+def test_an_error_names_a_file_that_was_given_without_its_folder(stories_source, tmp_path, monkeypatch):
+    content = stories_source("gguf/stories260K-F32.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(content.replace(b"tokenizer.ggml.scores", b"tokenizer.ggml.scorez"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: the GGUF's tokenizer\.ggml\.scores is missing; expected 512"):
+        read("m.gguf")
+
+
 def test_a_target_that_cannot_be_written(stories_source, tmp_path):
     with pytest.raises(EdgeError, match="nothing was written"):
         convert(stories_source("hf"), tmp_path / "none" / "s.edge", progress=False)
