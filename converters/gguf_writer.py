@@ -6,14 +6,12 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgellm.arrays import U8
+from edgellm.tensor_writer import TensorWriter
 
 from .blocks import BlockType, row_bytes
 from .gguf import ARRAY, BOOL, FLOAT32, INT32, STRING, TENSOR_TYPES, UINT32
@@ -32,56 +30,23 @@ class TensorInfo(NamedTuple):
         return math.prod(self.shape[:-1]) * row_bytes(self.type, self.shape[-1])
 
 
-class GGUFWriter:
-    """Writes a GGUF file tensor by tensor; the target appears only when all of it is on disk.
-
-    Metadata are truth values, integers (as UINT32), floats (as FLOAT32), texts, lists of texts or of integers (as
-    INT32), and arrays of bool, int32 or float32. Use as a context manager: `write` the bytes of the tensors in their
-    order, in as many pieces as convenient. An exception, or the death of the process, leaves the target alone.
-    """
+class GGUFWriter(TensorWriter):
+    """Metadata are truth values, integers (as UINT32), floats (as FLOAT32), texts, lists of texts or of integers (as
+    INT32), and arrays of bool, int32 or float32."""
 
     def __init__(
         self, path: str | os.PathLike[str], metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
     ) -> None:
-        self.path = Path(path)
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        super().__init__(path, {name: info.n_bytes for name, info in tensors.items()})
         self._metadata, self._tensors = metadata, tensors
-        self._left = {name: info.n_bytes for name, info in tensors.items()}
 
-    def __enter__(self) -> GGUFWriter:
-        self._file = open(self._part, "wb")
+    def _begin(self) -> None:
         self._file.write(self._header())
         self._pad()
-        return self
 
-    def write(self, name: str, data: U8) -> None:
-        """Append to the tensor `name`; raises ValueError when it is not the next one or is full."""
-        expected = next((n for n, left in self._left.items() if left), None)
-        if name != expected or data.nbytes > self._left[name]:
-            raise ValueError(f"{data.nbytes} bytes of {name!r} given; the next tensor is {expected!r}")
-        self._file.write(np.ascontiguousarray(data).data)
-        self._left[name] -= data.nbytes
+    def _wrote(self, name: str, raw: U8) -> None:
         if not self._left[name]:
             self._pad()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            with suppress(OSError):
-                self._part.unlink()
-
-    def _finish(self) -> None:
-        if missing := [name for name, left in self._left.items() if left]:
-            raise ValueError(f"tensors not written: {', '.join(missing)}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._part, self.path)
 
     def _header(self) -> bytes:
         entries = [_text(key) + _value(value) for key, value in self._metadata.items()]

@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from edgellm import quant
-from edgellm.arrays import F32, U8, Array
+from edgellm.arrays import F32, U8
 from edgellm.errors import EdgeFileError, UnsupportedError
 from edgellm.tensor import Tensor
+from edgellm.tensor_writer import TensorWriter
 
 VERSION = "2"
 READABLE = ("1", "2")
@@ -86,13 +86,9 @@ def pad_vector(values: F32) -> F32:
     return np.pad(values, (0, -len(values) % VECTOR_PAD))
 
 
-class Writer:
-    """Writes a .edge file tensor by tensor; the target appears only when all of it is on disk.
-
-    `tensors` has every tensor in file order. Use as a context manager: `write` every tensor's bytes
-    in that order, in as many pieces as convenient. `tokenizer_tables` are those of `bpe`, if there are any for this
-    tokenizer. An exception, or the death of the process, leaves the target alone.
-    """
+class Writer(TensorWriter):
+    """`tensors` has every tensor in file order; `tokenizer_tables` are those of `bpe`, if there are any for this
+    tokenizer."""
 
     def __init__(
         self,
@@ -102,54 +98,26 @@ class Writer:
         tensors: Mapping[str, TensorSpec],
         tokenizer_tables: bytes | None = None,
     ) -> None:
-        self.path = Path(path)
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._info, self._specs = info, dict(tensors)
         self._tokenizer = {TOKENIZER: tokenizer_json + b" " * (-len(tokenizer_json) % ALIGNMENT)}
         if tokenizer_tables is not None:
             self._tokenizer[TABLES] = tokenizer_tables
         self._stored = {name: _Stored("U8", (len(data),)) for name, data in self._tokenizer.items()}
         self._stored |= {name: _stored(spec) for name, spec in tensors.items()}
-        self._left = {name: stored.n_bytes for name, stored in self._stored.items()}
         self._sums = {name: hashlib.sha256() for name in self._stored}
+        super().__init__(path, {name: stored.n_bytes for name, stored in self._stored.items()})
 
-    def __enter__(self) -> Writer:
-        self._file = open(self._part, "wb")
+    def _begin(self) -> None:
         self._file.write(self._header())  # its size is final, its checksums are not
         for name, data in self._tokenizer.items():
             self.write(name, np.frombuffer(data, np.uint8))
-        return self
 
-    def write(self, name: str, data: Array) -> None:
-        """Append to the tensor `name`; raises ValueError when it is not the next one or is full."""
-        expected = next((n for n in self._sums if self._left[n]), None)
-        if name != expected or data.nbytes > self._left[name]:
-            raise ValueError(f"{data.nbytes} bytes of {name!r} given; the next tensor is {expected!r}")
-        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    def _wrote(self, name: str, raw: U8) -> None:
         self._sums[name].update(raw.data)
-        self._left[name] -= len(raw)
-        self._file.write(raw.data)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            with suppress(OSError):
-                self._part.unlink()
-
-    def _finish(self) -> None:
-        if missing := [name for name, left in self._left.items() if left]:
-            raise ValueError(f"tensors not written: {', '.join(missing)}")
+    def _end(self) -> None:
         self._file.seek(0)
         self._file.write(self._header())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._part, self.path)
 
     def _header(self) -> bytes:
         header: dict[str, Any] = {"__metadata__": self._metadata()}

@@ -14,7 +14,7 @@ ROOT = Path(edgellm.__file__).parents[1]
 
 LAYERS = [
     ["errors", "arrays"],
-    ["config", "quant", "home", "footprint", "overflow"],
+    ["config", "quant", "home", "footprint", "overflow", "tensor_writer"],
     ["tensor", "rope", "step", "catalog", "shared", "text_stream", "template_sandbox", "bpe", "tasks", "thoughts"],
     ["ops", "file", "tokenizer", "download", "isa"],
     ["architectures", "chat_template", "store"],
