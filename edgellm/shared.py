@@ -82,6 +82,18 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
+def keep(path: Path, content: bytes) -> None:
+    """Write what can be made again, whole or not at all; where that cannot be, nothing is kept."""
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` once all of it is on disk; raises ArgumentError where that cannot
@@ -119,15 +131,12 @@ class Memo:
         return None
 
     def put(self, path: Path, word: str) -> None:
-        temporary = temporary_name(self._path)
         with suppress(OSError):
             words = self._read()
             fingerprint = _fingerprint(path)
             words.pop(fingerprint, None)
             latest = dict([*words.items(), (fingerprint, word)][-self.LIMIT :])
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(latest, indent=0), encoding="utf-8")
-            os.replace(temporary, self._path)
+            keep(self._path, json.dumps(latest, indent=0).encode())
 
     def _read(self) -> dict[str, str]:
         try:

@@ -7,13 +7,12 @@ import json
 import os
 import platform
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from edgellm.home import home
-from edgellm.shared import temporary_name
+from edgellm.shared import keep
 
 CPU_LINES = (
     "vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU implementer", "CPU architecture",
@@ -38,7 +37,7 @@ def known() -> Host:
     if not host:
         host = ask()
         if path:
-            _write(path, host)
+            keep(path, json.dumps(host._asdict()).encode())
     return host
 
 
@@ -80,14 +79,6 @@ def _read(path: Path) -> Host | None:
         return None
     kinds = [type(value) for value in host]
     return host if kinds == [str, str, str, bool] else None
-
-
-def _write(path: Path, host: Host) -> None:
-    temporary = temporary_name(path)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(host._asdict()))
-        os.replace(temporary, path)
 
 
 def _emits_dot_products(triple: str, name: str, listed: str) -> bool:

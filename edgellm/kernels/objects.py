@@ -23,7 +23,7 @@ from pathlib import Path
 
 from edgellm.home import home
 from edgellm.isa import host
-from edgellm.shared import temporary_name
+from edgellm.shared import keep
 
 HEADER = b"edgellm kernel 1\n"
 SUFFIX = ".kernel"
@@ -65,15 +65,7 @@ def read(name: str) -> bytes | None:
 
 
 def write(name: str, compiled: bytes) -> None:
-    path = folder() / key() / (name + SUFFIX)
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(HEADER + _digest(name, compiled) + compiled)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+    keep(folder() / key() / (name + SUFFIX), HEADER + _digest(name, compiled) + compiled)
 
 
 def remove(name: str) -> None:
