@@ -11,9 +11,9 @@ import random
 import sys
 import threading
 import time
-from pathlib import Path
 
 import edgellm
+from edgellm.footprint import resident_memory
 
 PROMPTS = (
     "Once upon a time",
@@ -22,12 +22,6 @@ PROMPTS = (
     "1, 2, 3, 4, 5,",
     "Water boils at " * 20,
 )
-
-
-def resident() -> float:
-    """MB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 def ask(models: list[edgellm.Model], stop: threading.Event, counts: list[int], number: int) -> None:
@@ -51,7 +45,8 @@ if __name__ == "__main__":
             thread.start()
         for tick in range(10):
             time.sleep(minutes * 6)
-            print(f"{(tick + 1) * minutes / 10:5.1f} min  {resident():6.0f} MB  {sum(counts)} answers", flush=True)
+            used = (resident_memory() or 0) / 1e6
+            print(f"{(tick + 1) * minutes / 10:5.1f} min  {used:6.0f} MB  {sum(counts)} answers", flush=True)
         stop.set()
         for thread in threads:
             thread.join()

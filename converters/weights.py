@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgellm.catalog import CHECKPOINTS
 from edgellm.errors import CheckpointError, UnsupportedError
 
 from .archive import members
@@ -25,9 +26,6 @@ MARKS = (ZIP, LEGACY)
 FILES = {"model.safetensors": "safetensors", "pytorch_model.bin": "PyTorch"}
 """What Hugging Face folders call their weights, in the order of preference; of shards, NAME.index.json."""
 
-SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".npz")
-"""What files of weights may end in, to name those that a folder has under other names."""
-
 
 def read_weights(path: Path) -> tuple[str, dict[str, SourceTensor]]:
     """What kind of source a folder or file is, and its tensors by the names they have there.
@@ -43,7 +41,7 @@ def read_weights(path: Path) -> tuple[str, dict[str, SourceTensor]]:
             return f"Hugging Face folder of {kind}", READERS[kind](single)
         if index.exists():
             return f"Hugging Face folder of {kind} shards", _sharded(index, READERS[kind])
-    others = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+    others = sorted(file.name for file in path.iterdir() if file.suffix in CHECKPOINTS)
     raise CheckpointError(
         f"{path} has none of {', '.join(FILES)} and no index of one; "
         + (f"for the weights in {listed(others)} give the file itself" if others else "fetch the model again")

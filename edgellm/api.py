@@ -28,7 +28,7 @@ from edgellm.logprobs import Logprob
 from edgellm.prefix_cache import PrefixCache
 from edgellm.request import Answers, Request
 from edgellm.samplers import checked
-from edgellm.scheduler import Scheduler
+from edgellm.scheduler import AT_ONCE, Scheduler
 from edgellm.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def load(
     backend: str | None = None,
     context_length: int | None = None,
     n_threads: int | None = None,
-    at_once: int = 16,
+    at_once: int = AT_ONCE,
     cache_bytes: int | None = None,
 ) -> Model:
     """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
@@ -81,7 +81,7 @@ class Model:
         backend: str | None = None,
         context_length: int | None = None,
         n_threads: int | None = None,
-        at_once: int = 16,
+        at_once: int = AT_ONCE,
         cache_bytes: int | None = None,
     ) -> None:
         path = Path(path)
@@ -227,7 +227,7 @@ class Model:
         """Let an answer that was begun be made."""
         return self._engine.submit(answer, listener)
 
-    def generate_batch(self, prompts: Sequence[str], *, at_once: int = 16, **options: Any) -> list[Completion]:
+    def generate_batch(self, prompts: Sequence[str], *, at_once: int = AT_ONCE, **options: Any) -> list[Completion]:
         """Continue many texts, up to `at_once` of them in each step of the model: what `generate` gives for each.
 
         Takes what `stream` takes, for all alike. A place that becomes free goes to the next prompt; what prompts begin
@@ -237,7 +237,7 @@ class Model:
         request, ids = Request.of(options), [self.tokenize(prompt) for prompt in prompts]
         return self._batch([self._answers.begin(each, request) for each in ids], at_once)
 
-    def generate_many(self, prompt: str, n: int, *, at_once: int = 16, **options: Any) -> list[Completion]:
+    def generate_many(self, prompt: str, n: int, *, at_once: int = AT_ONCE, **options: Any) -> list[Completion]:
         """`n` answers to one prompt, which is evaluated once; with a seed, that of the i-th is seed + i from 0 on."""
         request, ids = Request.of(options), self.tokenize(prompt)
         if n < 1:

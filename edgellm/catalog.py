@@ -1,4 +1,4 @@
-"""The models known by name: what models/catalog.json says. Knows nothing of the network or of what is installed."""
+"""How models are called: models/catalog.json, and what files end in. Knows no network, and not what is installed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from edgellm.errors import ModelNotFoundError
 DEFAULT = "smollm2"
 BUNDLED = "bundled"
 """The source of a model that comes with edgellm."""
+WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
+"""What files end in that need a config.json beside them; a .bin file may be one of these too."""
+CHECKPOINTS = (".gguf", ".bin", *WEIGHTS)
+"""What files end in that `convert` may read."""
 
 
 @dataclass(frozen=True)

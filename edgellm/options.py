@@ -204,10 +204,11 @@ structure_options = _stack(
 
 def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of Model.stream, out of a command's parsed options."""
+    from edgellm.request import GRAMMARS
+
     params = click.get_current_context().command.params
     sampling = [str(param.name) for param in params if isinstance(param, SamplingOption)]
-    structure = ("json_schema", "regex", "choices", "grammar")
-    keys = ("max_tokens", "stop", "ignore_eos", "overflow", "speculate", "banned_strings", *sampling, *structure)
+    keys = ("max_tokens", "stop", "ignore_eos", "overflow", "speculate", "banned_strings", *sampling, *GRAMMARS)
     return {key: options[key] for key in keys}
 
 

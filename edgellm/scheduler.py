@@ -21,6 +21,8 @@ from edgellm.sequence import Sequence
 
 WORTH_WAITING = 16
 """Tokens of a prompt that another sequence is evaluating too: then it is waited for, and its cache copied."""
+AT_ONCE = 16
+"""Sequences in a step, if nobody says how many."""
 
 
 class Progress(NamedTuple):
@@ -37,7 +39,7 @@ class Scheduler:
     """Sequences under way, each in a slot of its own, and those that wait for one."""
 
     def __init__(
-        self, backend: Backend, context_length: int, most_at_once: int = 16, cache: PrefixCache | None = None
+        self, backend: Backend, context_length: int, most_at_once: int = AT_ONCE, cache: PrefixCache | None = None
     ) -> None:
         """`cache` has what earlier sequences left, and gets what these leave; without one it is gone at `close`."""
         if not 1 <= most_at_once <= backend.MAX_ROWS:

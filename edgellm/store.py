@@ -26,10 +26,7 @@ from edgellm.errors import ArgumentError, EdgeError, ModelNotFoundError, Unsuppo
 from edgellm.home import home
 from edgellm.shared import Memo, alone, make_folder, temporary_name
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".npz")
-"""Of files that need a config.json beside them; a .bin file may be one of these too."""
-CHECKPOINTS = (".gguf", ".bin", *WEIGHTS)
-SUFFIXES = (".edge", *CHECKPOINTS)
+SUFFIXES = (".edge", *catalog.CHECKPOINTS)
 """What ends in one of these is a path, not a name."""
 SOURCES = ("hf:", "https:", "http:")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -136,9 +133,9 @@ def _check_checkpoint(path: Path) -> None:
         raise ModelNotFoundError(f"there is no file or folder {path}; check the path, or give a name that is pulled")
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelNotFoundError(f"the folder {path} has no config.json; expected a Hugging Face checkpoint")
-    if path.is_file() and path.suffix.lower() not in CHECKPOINTS:
+    if path.is_file() and path.suffix.lower() not in catalog.CHECKPOINTS:
         raise ModelNotFoundError(f"{path} is no model; expected a folder, or a file {', '.join(SUFFIXES)}")
-    if path.suffix.lower() in WEIGHTS and not (path.parent / "config.json").is_file():
+    if path.suffix.lower() in catalog.WEIGHTS and not (path.parent / "config.json").is_file():
         raise ModelNotFoundError(f"{path} has no config.json beside it; expected that and the tokenizer")
 
 

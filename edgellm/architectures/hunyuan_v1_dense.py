@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.architectures import llama
 from edgellm.architectures.llama import STACKED, caches, pairs, to_gguf
-from edgellm.architectures.qwen3 import shapes
+from edgellm.architectures.qwen3 import GGUF_INTERLEAVED, GGUF_NAMES, shapes
 from edgellm.config import integer, number
 from edgellm.ops import Ops, X
 from edgellm.rope import frequencies
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODELS = "Hunyuan 0.5B to 7B, Hunyuan-MT"
 
-__all__ = ["STACKED", "Config", "caches", "pairs", "shapes", "to_gguf"]
+__all__ = ["GGUF_INTERLEAVED", "GGUF_NAMES", "STACKED", "Config", "caches", "pairs", "shapes", "to_gguf"]
 
 HF_NAMES = {
     **llama.HF_NAMES,
@@ -28,14 +28,6 @@ HF_NAMES = {
 }
 
 GGUF_ARCHITECTURE = "hunyuan-dense"
-
-GGUF_NAMES = {
-    **llama.GGUF_NAMES,
-    "layers.{}.q_norm": "blk.{}.attn_q_norm.weight",
-    "layers.{}.k_norm": "blk.{}.attn_k_norm.weight",
-}
-
-GGUF_INTERLEAVED = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,6 @@ from edgellm.options import Grouped, load_model, runtime_options
 if TYPE_CHECKING:
     from edgellm.api import Model
 
-MOST_SLOTS = 16
-
 
 @click.command(cls=Grouped)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
@@ -88,6 +86,7 @@ def _loaded(names: tuple[str, ...], options: dict[str, Any], slots: int | None) 
     """Models by the names that clients know them by, with as many slots as were asked for or memory holds."""
     from edgellm.errors import ArgumentError, OutOfMemoryError
     from edgellm.footprint import available_memory
+    from edgellm.scheduler import AT_ONCE
 
     loaded: dict[str, Model] = {}
     promised = 0
@@ -95,7 +94,7 @@ def _loaded(names: tuple[str, ...], options: dict[str, Any], slots: int | None) 
         name = Path(model).stem if model.endswith((".edge", ".gguf")) else model.rstrip("/").split("/")[-1]
         if name in loaded:
             raise ArgumentError(f"two models are named {name}; expected another name for each: rename a file")
-        made = load_model(model, options, at_once=slots or MOST_SLOTS)
+        made = load_model(model, options, at_once=slots or AT_ONCE)
         available = available_memory()
         fits = made.footprint.slots(None if available is None else available - promised)
         if fits is not None and fits < made.at_once:
