@@ -9,10 +9,12 @@ from typing import Any
 
 from edgellm.answer import Answer, Completion
 from edgellm.logprobs import Logprob
+from edgellm.request import GRAMMARS
 from edgellm.sampling import DEFAULTS, ORDER, RANGES
 from edgellm.server.errors import RequestError
 from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Number, Object, Text, Whole
-from edgellm.server.service import Served
+from edgellm.server.service import Call, Served
+from edgellm.server.streams import DONE, event
 from edgellm.tokenizer import Tokenizer
 
 MOST_ANSWERS = 128
@@ -60,6 +62,7 @@ COMMON: dict[str, Kind] = {
     "prompt_cache_key": Text(),
     "service_tier": Text(("auto", "default")),
 }
+JSON_SCHEMA = Either((MapOf(Anything()), Flag()))
 STRUCTURE: dict[str, Kind] = {
     "regex": Text(),
     "choices": ListOf(Text(), least=1, most=1000),
@@ -75,6 +78,11 @@ def options(fields: dict[str, Any]) -> dict[str, Any]:
     if "logit_bias" in given:
         given["logit_bias"] = {_token(name): bias for name, bias in given["logit_bias"].items()}
     return given
+
+
+def structure(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of what an answer must be."""
+    return {name: fields[name] for name in GRAMMARS if name in fields}
 
 
 def _token(name: str) -> int:
@@ -103,6 +111,20 @@ def head(object_: str, prefix: str, served: Served) -> dict[str, Any]:
         "model": served.name,
         "system_fingerprint": served.fingerprint,
     }
+
+
+class Chunks:
+    """What a stream tells: choices one by one, and at its end the usage, if that is asked for."""
+
+    def __init__(self, call: Call, object_: str, prefix: str) -> None:
+        self._head = head(object_, prefix, call.served)
+        self._has_usage = call.fields.get("stream_options", {}).get("include_usage", False)
+
+    def of(self, choice: dict[str, Any]) -> bytes:
+        return event({**self._head, "choices": [choice], **({"usage": None} if self._has_usage else {})})
+
+    def end(self, usage: dict[str, Any]) -> bytes:
+        return (event({**self._head, "choices": [], "usage": usage}) if self._has_usage else b"") + DONE
 
 
 def usage(answers: Sequence[Answer], prompts: Sequence[Completion]) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import closing
+from typing import Any, Protocol, TypeVar
 
-from starlette.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from edgellm.answer import Answer
 from edgellm.server.errors import RequestError
 from edgellm.server.log import told
 from edgellm.server.service import Answers, Call
@@ -16,6 +19,32 @@ from edgellm.server.service import Answers, Call
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Asked(Protocol):
+    @property
+    def answers(self) -> Sequence[Answer]: ...
+
+
+A = TypeVar("A", bound=Asked)
+
+
+def answering(
+    prepare: Callable[[Call], A],
+    whole: Callable[[Call, A, Answers], Awaitable[Response]],
+    chunks: Callable[[Call, A, Answers], AsyncGenerator[bytes, None]],
+) -> Callable[[Call], Awaitable[Response]]:
+    """Who answers at an endpoint that makes texts: whole, or streamed if that is asked for."""
+
+    async def answer(call: Call) -> Response:
+        asked = await run_in_threadpool(prepare, call)
+        answers = Answers(call, asked.answers)
+        if call.fields.get("stream"):
+            return Events(call, answers, chunks(call, asked, answers))
+        with closing(answers):
+            return await whole(call, asked, answers)
+
+    return answer
 
 
 def event(value: Any) -> bytes:

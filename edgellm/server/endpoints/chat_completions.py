@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncGenerator
-from contextlib import closing
 from typing import Any, NamedTuple
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from edgellm.answer import Answer, Completion, Piece
@@ -17,15 +15,13 @@ from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
 from edgellm.server.messages import MESSAGES, TOOLS, messages_of
-from edgellm.server.schema import Anything, Either, Flag, Kind, MapOf, Object, Text, Whole
+from edgellm.server.schema import Either, Flag, Kind, Object, Text, Whole
 from edgellm.server.service import Answers, Call
-from edgellm.server.streams import DONE, PING, Events, event
+from edgellm.server.streams import PING, answering
 from edgellm.thoughts import ThoughtReader, is_thought_open
 from edgellm.tools import CallReader, ToolCall
 
-SCHEMA = Object(
-    {"name": Text(), "description": Text(), "schema": Either((MapOf(Anything()), Flag())), "strict": Flag()}, ["schema"]
-)
+SCHEMA = Object({"name": Text(), "description": Text(), "schema": openai.JSON_SCHEMA, "strict": Flag()}, ["schema"])
 FIELDS: dict[str, Kind] = {
     "messages": MESSAGES,
     **openai.COMMON,
@@ -36,7 +32,7 @@ FIELDS: dict[str, Kind] = {
         {
             "type": Text(("text", "json_object", "json_schema")),
             "json_schema": SCHEMA,
-            "schema": Either((MapOf(Anything()), Flag())),
+            "schema": openai.JSON_SCHEMA,
         },
         ["type"],
     ),
@@ -59,15 +55,6 @@ class Asked(NamedTuple):
     is_thinking: bool
     """Whether the answer begins within a thought."""
     answers: list[Answer]
-
-
-async def answer(call: Call) -> Response:
-    asked = await run_in_threadpool(_asked, call)
-    answers = Answers(call, asked.answers)
-    if call.fields.get("stream"):
-        return Events(call, answers, _chunks(call, asked, answers))
-    with closing(answers):
-        return await _whole(call, asked, answers)
 
 
 def _asked(call: Call) -> Asked:
@@ -121,7 +108,7 @@ def _choice(fields: dict[str, Any]) -> str:
 
 def _structure(fields: dict[str, Any]) -> dict[str, Any]:
     """What an answer must be, as Model.stream has it."""
-    given: dict[str, Any] = {name: fields[name] for name in openai.STRUCTURE if name in fields}
+    given = openai.structure(fields)
     format_ = fields.get("response_format", {"type": "text"})
     if format_["type"] == "json_schema":
         if "json_schema" not in format_:
@@ -219,13 +206,11 @@ def _message(deltas: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _chunks(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[bytes, None]:
-    head = openai.head("chat.completion.chunk", "chatcmpl", call.served)
-    has_usage = call.fields.get("stream_options", {}).get("include_usage", False)
+    chunks = openai.Chunks(call, "chat.completion.chunk", "chatcmpl")
     readers, n_told = [_Reader(asked) for _ in asked.answers], [0] * len(asked.answers)
 
     def chunk(which: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
-        choice = {"index": which, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return event({**head, "choices": [choice], **({"usage": None} if has_usage else {})})
+        return chunks.of({"index": which, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
 
     for which in range(len(readers)):
         yield chunk(which, {"role": "assistant", "content": ""})
@@ -246,9 +231,7 @@ async def _chunks(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[
             for delta in deltas:
                 yield chunk(which, delta)
             yield chunk(which, {}, reason=reason)
-    if has_usage:
-        yield event({**head, "choices": [], "usage": _usage(asked)})
-    yield DONE
+    yield chunks.end(_usage(asked))
 
 
 def _logprobs(call: Call, done: Completion, begin: int, end: int) -> dict[str, Any] | None:
@@ -262,6 +245,5 @@ def _usage(asked: Asked) -> dict[str, Any]:
     return openai.usage(asked.answers, [asked.answers[0].completion])
 
 
-ENDPOINTS = [
-    Endpoint("POST", ("/v1/chat/completions", "/chat/completions"), answer, Object(FIELDS, ["messages"])),
-]
+PATHS = ("/v1/chat/completions", "/chat/completions")
+ENDPOINTS = [Endpoint("POST", PATHS, answering(_asked, _whole, _chunks), Object(FIELDS, ["messages"]))]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import closing
 from typing import Any, NamedTuple
 
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from edgellm.answer import Answer, Completion, Piece
 from edgellm.api import Model
 from edgellm.logprobs import Logprob
-from edgellm.request import GRAMMARS
 from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
-from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Object, Text, Whole
+from edgellm.server.schema import Either, Flag, Kind, ListOf, Object, Text, Whole
 from edgellm.server.service import Answers, Call
-from edgellm.server.streams import DONE, PING, Events, event
+from edgellm.server.streams import PING, answering
 from edgellm.text_stream import TextStream
 
 MAX_TOKENS = 16
@@ -31,7 +28,7 @@ FIELDS: dict[str, Kind] = {
     "logprobs": Whole(0, openai.MOST_TOP),
     "best_of": Whole(1),
     "suffix": Text(),
-    "json_schema": Either((MapOf(Anything()), Flag())),
+    "json_schema": openai.JSON_SCHEMA,
     **openai.STRUCTURE,
 }
 
@@ -44,20 +41,10 @@ class Asked(NamedTuple):
     """The first answer to each prompt."""
 
 
-async def answer(call: Call) -> Response:
-    asked = await run_in_threadpool(_asked, call)
-    answers = Answers(call, asked.answers)
-    if call.fields.get("stream"):
-        return Events(call, answers, _chunks(call, asked, answers))
-    with closing(answers):
-        return await _whole(call, asked, answers)
-
-
 def _asked(call: Call) -> Asked:
     fields, model = call.fields, call.served.model
     _check(fields)
-    options = {"max_tokens": MAX_TOKENS, **openai.options(fields)}
-    options |= {name: fields[name] for name in GRAMMARS if name in fields}
+    options = {"max_tokens": MAX_TOKENS, **openai.options(fields), **openai.structure(fields)}
     if "logprobs" in fields:
         options["logprobs"] = fields["logprobs"]
         if fields.get("echo"):
@@ -118,13 +105,11 @@ async def _whole(call: Call, asked: Asked, answers: Answers) -> Response:
 
 
 async def _chunks(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[bytes, None]:
-    head = openai.head("text_completion", "cmpl", call.served)
-    has_usage = call.fields.get("stream_options", {}).get("include_usage", False)
+    chunks = openai.Chunks(call, "text_completion", "cmpl")
     tellers = [told for told, _ in _told(call, asked)]
 
     def chunk(which: int, text: str, n_new: int = 0, reason: str | None = None) -> bytes:
-        choice = {"index": which, **tellers[which].more(text, n_new), "finish_reason": reason}
-        return event({**head, "choices": [choice], **({"usage": None} if has_usage else {})})
+        return chunks.of({"index": which, **tellers[which].more(text, n_new), "finish_reason": reason})
 
     async for told in answers.events():
         if told is None:
@@ -135,9 +120,7 @@ async def _chunks(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[
             yield chunk(which, event_.text, n_new=int(event_.id is not None))
         else:
             yield chunk(which, "", reason=event_.finish_reason)
-    if has_usage:
-        yield event({**head, "choices": [], "usage": _usage(asked)})
-    yield DONE
+    yield chunks.end(_usage(asked))
 
 
 def _told(call: Call, asked: Asked) -> list[tuple[_Told, Completion]]:
@@ -189,4 +172,8 @@ def _usage(asked: Asked) -> dict[str, Any]:
     return openai.usage(asked.answers, [answer.completion for answer in asked.firsts])
 
 
-ENDPOINTS = [Endpoint("POST", ("/v1/completions", "/completions"), answer, Object(FIELDS, ["prompt"]))]
+ENDPOINTS = [
+    Endpoint(
+        "POST", ("/v1/completions", "/completions"), answering(_asked, _whole, _chunks), Object(FIELDS, ["prompt"])
+    )
+]
