@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm import architectures, bpe, quant
 from edgellm.arrays import F32, U8, Array
-from edgellm.errors import ArgumentError, CheckpointError, EdgeError, ModelNotFoundError
+from edgellm.errors import ArgumentError, CheckpointError, ModelNotFoundError
 from edgellm.file import ModelInfo, TensorSpec, Writer, pad_vector
 
 from .blocks import decode_rows, repack_rows
@@ -103,27 +103,23 @@ def convert(
         tensor: _spec(checkpoint, tensor, shape, pairs.get(tensor.split(".")[-1], 0), recipe)
         for tensor, shape in shapes.items()
     }
-    report = Report(str(source), str(target), checkpoint.architecture, recipe, left_out=checkpoint.left_out)
+    report = Report(
+        str(source), str(target), checkpoint.architecture, recipe, left_out=checkpoint.left_out, started=started
+    )
     info = _model_info(checkpoint, recipe, name, license, origin)
     total, tables = sum(math.prod(shape) for shape in shapes.values()), _tables(checkpoint)
-    try:
-        with (
-            np.errstate(over="ignore", invalid="ignore"),  # account finds what overflowed
-            Writer(target, info, checkpoint.tokenizer.json, specs, tables) as writer,
-            click.progressbar(
-                length=total, label=f"Converting {info.name}", file=sys.stderr, hidden=not progress
-            ) as bar,
-        ):
-            for tensor, spec in specs.items():
-                row = report.rows.setdefault(spec.format, Row(spec.format))
-                row.tensors += 1
-                for values, stored, data in _pieces(checkpoint, tensor, spec):
-                    account(row, values, stored, data.nbytes, tensor)
-                    writer.write(tensor, data)
-                    bar.update(values.size)
-    except OSError as error:
-        raise EdgeError(f"{error.filename or target}: {error.strerror or error}; nothing was written") from error
-    report.n_bytes, report.seconds = Path(target).stat().st_size, time.perf_counter() - started
+    with (
+        report.written(),
+        np.errstate(over="ignore", invalid="ignore"),  # account finds what overflowed
+        Writer(target, info, checkpoint.tokenizer.json, specs, tables) as writer,
+        click.progressbar(length=total, label=f"Converting {info.name}", file=sys.stderr, hidden=not progress) as bar,
+    ):
+        for tensor, spec in specs.items():
+            row = report.row(spec.format)
+            for values, stored, data in _pieces(checkpoint, tensor, spec):
+                account(row, values, stored, data.nbytes, tensor)
+                writer.write(tensor, data)
+                bar.update(values.size)
     return report
 
 

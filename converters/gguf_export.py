@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +15,7 @@ import numpy as np
 from edgellm import architectures, quant
 from edgellm.architectures import Architecture
 from edgellm.arrays import F32, U8, Array
-from edgellm.errors import EdgeError, UnsupportedError
+from edgellm.errors import UnsupportedError
 from edgellm.loading import LoadedFile, open_model
 from edgellm.tensor import Tensor
 
@@ -26,7 +24,7 @@ from .gguf import ROPE_TENSORS
 from .gguf_vocabulary import vocabulary_to_gguf
 from .gguf_writer import GGUFWriter, TensorInfo
 from .naming import parts, places
-from .report import Report, Row, account
+from .report import Report, account
 from .rows import CHUNK, joined, row_order
 
 
@@ -35,40 +33,36 @@ def export(source: str | os.PathLike[str], target: str | os.PathLike[str], *, pr
 
     Raises UnsupportedError for what cannot be said in GGUF, EdgeFileError for a file that is damaged.
     """
-    started, loaded = time.perf_counter(), open_model(source)
+    loaded = open_model(source)
+    report = Report(str(loaded.file.path), str(target), loaded.file.info.architecture, loaded.file.info.recipe)
     try:
-        loaded.file.verify()
-        report = _export(loaded, Path(target), progress)
-    except OSError as error:
-        raise EdgeError(f"{error.filename or target}: {error.strerror or error}; nothing was written") from error
+        with report.written():
+            loaded.file.verify()
+            _export(loaded, report, progress)
     finally:
         loaded.file.close()
-    report.n_bytes, report.seconds = Path(target).stat().st_size, time.perf_counter() - started
     return report
 
 
-def _export(loaded: LoadedFile, target: Path, progress: bool) -> Report:
+def _export(loaded: LoadedFile, report: Report, progress: bool) -> None:
     info, tensors = loaded.file.info, _tensors(loaded)
     said = _hyperparameters(loaded, tensors)
     extra = {f"{name}.weight": np.array(said.pop(name), np.float32) for name in ROPE_TENSORS if name in said}
     infos = {name: TensorInfo(values.shape, TYPES["F32"]) for name, values in extra.items()}
     infos |= {name: TensorInfo(tensor.shape, tensor.type) for name, tensor in tensors.items()}
-    report = Report(str(loaded.file.path), str(target), info.architecture, info.recipe)
     total = sum(math.prod(tensor.shape) for tensor in tensors.values())
     with (
-        GGUFWriter(target, _metadata(loaded, said), infos) as writer,
+        GGUFWriter(report.target, _metadata(loaded, said), infos) as writer,
         click.progressbar(length=total, label=f"Exporting {info.name}", file=sys.stderr, hidden=not progress) as bar,
     ):
         for name, values in extra.items():
             writer.write(name, values.view(np.uint8))
         for name, tensor in tensors.items():
-            row = report.rows.setdefault(tensor.type.name, Row(tensor.type.name))
-            row.tensors += 1
+            row = report.row(tensor.type.name)
             for values, raw in tensor.pieces():
                 account(row, values, decode_rows(tensor.type, raw), raw.nbytes, name)
                 writer.write(name, raw)
                 bar.update(values.size)
-    return report
 
 
 @dataclass

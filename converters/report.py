@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from edgellm.arrays import F32
-from edgellm.errors import CheckpointError
+from edgellm.errors import CheckpointError, EdgeError
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Report:
     seconds: float = 0.0
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Parts of the source that are no text model, and how many tensors each has."""
+    started: float = field(default_factory=time.perf_counter, repr=False)
+    """When it began, as time.perf_counter has it."""
 
     @property
     def total(self) -> Row:
@@ -56,6 +61,23 @@ class Report:
                 setattr(total, key, getattr(total, key) + getattr(row, key))
             total.max_error = max(total.max_error, row.max_error)
         return total
+
+    def row(self, format: str) -> Row:
+        """Where another tensor of that format is accounted for."""
+        row = self.rows.setdefault(format, Row(format))
+        row.tensors += 1
+        return row
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """While the target is written, and then its size and the time are noted; raises EdgeError for an OSError."""
+        try:
+            yield
+            self.n_bytes, self.seconds = Path(self.target).stat().st_size, time.perf_counter() - self.started
+        except OSError as error:
+            raise EdgeError(
+                f"{error.filename or self.target}: {error.strerror or error}; nothing was written"
+            ) from error
 
 
 def account(row: Row, values: F32, stored: F32, n_bytes: int, tensor: str) -> None:
