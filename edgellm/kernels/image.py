@@ -13,7 +13,7 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -39,30 +39,24 @@ def image_of(compiled: bytes, name: str) -> bytes | None:
     """The image of an object file and its function `name`; None if LLVM has to load it."""
     if compiled[:6] != b"\x7fELF\x02\x01":
         return None
-    machine, n_sections = (int.from_bytes(compiled[at : at + 2], "little") for at in (18, 60))
-    sections = np.frombuffer(compiled, _SECTION, n_sections, int.from_bytes(compiled[40:48], "little"))
-    image, places = _laid_out(compiled, sections)
-    listed = next(section for section in sections if section["type"] == _SYMBOLS)
-    symbols = _table(compiled, listed, _SYMBOL)
-    names = [_name(compiled, int(sections[listed["link"]]["offset"]) + int(symbol["name"])) for symbol in symbols]
-    wanted: dict[str, int] = {}
-    for section in sections[sections["type"] == _RELOCATIONS]:
-        for relocation in _table(compiled, section, _RELOCATION):
-            symbol, kind = symbols[relocation["symbol"]], (machine, int(relocation["type"]))
-            if symbol["section"] == 0 and kind in _CALLS:
-                to = wanted.setdefault(names[relocation["symbol"]], _jump(image, machine))
-            elif int(symbol["section"]) in places and kind in _RELOCATE:
-                to = places[int(symbol["section"])] + int(symbol["value"])
-            else:
-                return None
-            if int(section["info"]) in places:
-                at = places[int(section["info"])] + int(relocation["offset"])
-                _RELOCATE[kind](image, at, to + int(relocation["addend"]))
-    function = symbols[names.index(name)]
+    found = _Object(compiled)
+    image, places = _laid_out(found)
+    jumps: dict[str, int] = {}
+    for section, relocation in found.relocations():
+        symbol, kind = found.symbols[relocation["symbol"]], (found.machine, int(relocation["type"]))
+        if symbol["section"] == 0 and kind in _CALLS:
+            to = _jump(image, jumps, found.names[relocation["symbol"]], found.machine)
+        elif int(symbol["section"]) in places and kind in _RELOCATE:
+            to = places[int(symbol["section"])] + int(symbol["value"])
+        else:
+            return None
+        if section in places:
+            _RELOCATE[kind](image, places[section] + int(relocation["offset"]), to + int(relocation["addend"]))
+    function = found.symbols[found.names.index(name)]
     start = places[int(function["section"])] + int(function["value"])
     head = MAGIC + start.to_bytes(8, "little") + len(image).to_bytes(8, "little")
     image[: len(head)] = head
-    return bytes(image) + json.dumps({name: at + 8 for name, at in wanted.items()}).encode()
+    return bytes(image) + json.dumps({name: at + 8 for name, at in jumps.items()}).encode()
 
 
 def load(image: bytes) -> int | None:
@@ -88,30 +82,48 @@ def load(image: bytes) -> int | None:
     return address(np.frombuffer(pages, np.uint8)) + start
 
 
-def _laid_out(compiled: bytes, sections: Array) -> tuple[bytearray, dict[int, int]]:
+class _Object:
+    """The tables of an object file."""
+
+    def __init__(self, compiled: bytes) -> None:
+        self.compiled = compiled
+        self.machine, n_sections = (int.from_bytes(compiled[at : at + 2], "little") for at in (18, 60))
+        self.sections = np.frombuffer(compiled, _SECTION, n_sections, int.from_bytes(compiled[40:48], "little"))
+        listed = next(section for section in self.sections if section["type"] == _SYMBOLS)
+        texts = int(self.sections[listed["link"]]["offset"])
+        self.symbols = self._table(listed, _SYMBOL)
+        self.names = [self._text(texts + int(symbol["name"])) for symbol in self.symbols]
+
+    def relocations(self) -> Iterator[tuple[int, np.void]]:
+        """Each with the number of the section that it changes."""
+        for section in self.sections[self.sections["type"] == _RELOCATIONS]:
+            yield from ((int(section["info"]), relocation) for relocation in self._table(section, _RELOCATION))
+
+    def _table(self, section: np.void, kind: np.dtype[np.void]) -> Array:
+        return np.frombuffer(self.compiled, kind, int(section["size"]) // kind.itemsize, int(section["offset"]))
+
+    def _text(self, start: int) -> str:
+        return self.compiled[start : self.compiled.index(b"\0", start)].decode()
+
+
+def _laid_out(found: _Object) -> tuple[bytearray, dict[int, int]]:
     """What is read-only in memory, one section after the other, and where each is."""
     image, places = bytearray(START), dict[int, int]()
-    for i, section in enumerate(sections):
+    for i, section in enumerate(found.sections):
         if section["flags"] & _IN_MEMORY and not section["flags"] & _WRITABLE:
             image += bytes(-len(image) % max(1, int(section["align"])))
             places[i] = len(image)
-            image += compiled[int(section["offset"]) : int(section["offset"]) + int(section["size"])]
+            image += found.compiled[int(section["offset"]) : int(section["offset"]) + int(section["size"])]
     return image, places
 
 
-def _table(compiled: bytes, section: np.void, kind: np.dtype[np.void]) -> Array:
-    return np.frombuffer(compiled, kind, int(section["size"]) // kind.itemsize, int(section["offset"]))
-
-
-def _name(compiled: bytes, start: int) -> str:
-    return compiled[start : compiled.index(b"\0", start)].decode()
-
-
-def _jump(image: bytearray, machine: int) -> int:
-    """Append a jump to the address that stands 8 bytes after it, which loading puts there; returns where it is."""
-    image += bytes(-len(image) % 16)
-    image += _JUMPS[machine] + bytes(8)
-    return len(image) - 16
+def _jump(image: bytearray, jumps: dict[str, int], name: str, machine: int) -> int:
+    """Where the jump to a function is, appended if it is the first: the address, 8 bytes after it, comes in loading."""
+    if name not in jumps:
+        image += bytes(-len(image) % 16)
+        jumps[name] = len(image)
+        image += _JUMPS[machine] + bytes(8)
+    return jumps[name]
 
 
 def _distance(n_bytes: int, image: bytearray, at: int, to: int) -> None:
