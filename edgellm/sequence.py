@@ -97,9 +97,9 @@ class Sequence:
         if not self._banned:
             return False
         answer = self.ids[self.n_prompt :]
-        kept = self._banned.review(answer[:-1] if answer[-1] in self._ends else answer)
-        lost = len(answer) - kept - (answer[-1] in self._ends)
-        if lost == 0:
+        said = answer[:-1] if answer[-1] in self._ends else answer
+        kept = self._banned.review(said)
+        if kept == len(said):
             return False
         del self.ids[self.n_prompt + kept :]
         self.left += len(answer) - kept

@@ -157,9 +157,10 @@ def _target() -> Any:
 def _machine() -> Any:
     """On Linux for code that runs wherever it is put, see image; elsewhere as Numba makes one."""
     triple, name, features = host()
-    reloc, model = ("pic", "small") if "linux" in triple else ("default", "jitdefault")
-    if triple.startswith(("x86_64", "i686")) and model != "small":
-        reloc = "static"
+    if "linux" in triple:
+        reloc, model = "pic", "small"
+    else:
+        reloc, model = "static" if triple.startswith(("x86_64", "i686")) else "default", "jitdefault"
     return binding.Target.from_triple(triple).create_target_machine(
         cpu=name, features=features, opt=3, reloc=reloc, codemodel=model, jit=True
     )
