@@ -31,6 +31,9 @@ prompt_cache_option = click.option(
     metavar="FILE",
     help="Do not evaluate again what FILE has of the prompt, if it is there; keep there what was evaluated.",
 )
+slots_option = click.option(
+    "--slots", type=click.IntRange(1), metavar="N", help="Answers made at once; default 16, or what memory holds."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -217,6 +220,31 @@ def load_model(model: str, options: dict[str, Any], **more: Any) -> Model:
 
     threads, ctx = options["threads"], options.get("ctx")
     return load(model, backend=options["backend"], context_length=ctx, n_threads=threads, **more)
+
+
+def load_with_slots(model: str, options: dict[str, Any], slots: int | None, promised: int = 0) -> Model:
+    """A model with as many slots as are asked for, or as memory holds beside the bytes that are promised to others."""
+    from edgellm.errors import OutOfMemoryError
+    from edgellm.footprint import available_memory
+    from edgellm.scheduler import AT_ONCE
+
+    made = load_model(model, options, at_once=slots or AT_ONCE)
+    available = available_memory()
+    fits = made.footprint.slots(None if available is None else available - promised)
+    if fits is None or fits >= made.at_once:
+        return made
+    made.close()
+    if slots or not fits:
+        raise OutOfMemoryError(
+            f"{slots or 1} slots of {short_name(model)} do not fit into memory, {fits} do; ask for fewer (--slots), or "
+            "for a smaller context (--ctx)"
+        )
+    return load_model(model, options, at_once=fits)
+
+
+def short_name(model: str) -> str:
+    """What clients call a model: a name without its folder, owner or ending."""
+    return Path(model).stem if model.endswith((".edge", ".gguf")) else model.rstrip("/").split("/")[-1]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.errors import UnsupportedError
-from edgellm.options import Grouped, load_model, runtime_options
+from edgellm.options import Grouped, load_with_slots, runtime_options, short_name, slots_option
 
 if TYPE_CHECKING:
     from edgellm.api import Model
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any.")
-@click.option(
-    "--slots", type=click.IntRange(1), metavar="N", help="Answers made at once; default 16, or what memory holds."
-)
+@slots_option
 @click.option(
     "--queue", type=click.IntRange(0), default=64, show_default=True, metavar="N", help="Answers that may wait."
 )
@@ -84,29 +82,15 @@ def command(
 
 def _loaded(names: tuple[str, ...], options: dict[str, Any], slots: int | None) -> dict[str, Model]:
     """Models by the names that clients know them by, with as many slots as were asked for or memory holds."""
-    from edgellm.errors import ArgumentError, OutOfMemoryError
-    from edgellm.footprint import available_memory
-    from edgellm.scheduler import AT_ONCE
+    from edgellm.errors import ArgumentError
 
     loaded: dict[str, Model] = {}
     promised = 0
     for model in names:
-        name = Path(model).stem if model.endswith((".edge", ".gguf")) else model.rstrip("/").split("/")[-1]
-        if name in loaded:
+        if (name := short_name(model)) in loaded:
             raise ArgumentError(f"two models are named {name}; expected another name for each: rename a file")
-        made = load_model(model, options, at_once=slots or AT_ONCE)
-        available = available_memory()
-        fits = made.footprint.slots(None if available is None else available - promised)
-        if fits is not None and fits < made.at_once:
-            made.close()
-            if slots or not fits:
-                raise OutOfMemoryError(
-                    f"{slots or 1} slots of {name} do not fit into memory, {fits} do; ask for fewer (--slots), or for "
-                    "a smaller context (--ctx)"
-                )
-            made = load_model(model, options, at_once=fits)
-        promised += made.footprint.cache * made.at_once + made.footprint.arena
-        loaded[name] = made
+        loaded[name] = load_with_slots(model, options, slots, promised)
+        promised += loaded[name].footprint.cache * loaded[name].at_once + loaded[name].footprint.arena
     return loaded
 
 
