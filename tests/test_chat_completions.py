@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from edgellm.answer import Completion, Piece, Timings
 from edgellm.chat import Question
-from edgellm.server.endpoints.chat_completions import Asked, _message, _Reader
+from edgellm.server.endpoints.chat_completions import _message
 from edgellm.server.messages import messages_of
+from edgellm.server.turn import Asked, Reader, whole
 from edgellm.tools import STYLES
 
 CALL = '<tool_call>{"name": "clock", "arguments": {"zone": "é"}}</tool_call>'
@@ -29,17 +30,17 @@ ANSWERS = [
 @given(data=st.data())
 def test_thoughts_text_and_calls(said, is_thinking, has_tools, content, reasoning, calls, data):
     cuts = sorted(data.draw(st.sets(st.integers(0, len(said)), max_size=8)))
-    reader = _Reader(Asked(Question([1], STYLES["hermes"] if has_tools else None), is_thinking, []))
-    deltas = []
+    reader = Reader(Asked(Question([1], STYLES["hermes"] if has_tools else None), is_thinking, []))
+    parts = []
     for begin, end in zip([0, *cuts], [*cuts, len(said)], strict=True):
-        deltas += reader.push(Piece(said[begin:end], 0))
-    rest, reason = reader.finish(Completion(said, [], "stop", [1], Timings()))
-    message = _message([*deltas, *rest])
+        parts += reader.push(Piece(said[begin:end], 0))
+    end = reader.finish(Completion(said, [], "stop", [1], Timings()))
+    message = _message(whole([*parts, *end.parts], end))
     assert message["content"] == content
     assert message.get("reasoning_content") == reasoning
     found = [each["function"] for each in message.get("tool_calls", ())]
     assert [(each["name"], each["arguments"]) for each in found] == calls
-    assert reason == ("tool_calls" if calls else "stop")
+    assert end.reason == ("tool_calls" if calls else "stop")
 
 
 def test_messages_as_templates_want_them():

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import AsyncGenerator
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from edgellm.answer import Answer, Completion, Piece
-from edgellm.chat import Question, question
-from edgellm.server import openai
+from edgellm.answer import Completion
+from edgellm.server import openai, turn
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
 from edgellm.server.messages import MESSAGES, TOOLS, messages_of
 from edgellm.server.schema import Either, Flag, Kind, Object, Text, Whole
 from edgellm.server.service import Answers, Call
 from edgellm.server.streams import PING, answering
-from edgellm.thoughts import ThoughtReader, is_thought_open
-from edgellm.tools import CallReader, ToolCall
+from edgellm.server.turn import Asked, Called, News, Said
 
 SCHEMA = Object({"name": Text(), "description": Text(), "schema": openai.JSON_SCHEMA, "strict": Flag()}, ["schema"])
 FIELDS: dict[str, Kind] = {
@@ -50,27 +47,16 @@ FIELDS: dict[str, Kind] = {
 STRUCTURES = ("response_format", *openai.STRUCTURE)
 
 
-class Asked(NamedTuple):
-    question: Question
-    is_thinking: bool
-    """Whether the answer begins within a thought."""
-    answers: list[Answer]
-
-
 def _asked(call: Call) -> Asked:
-    fields, model = call.fields, call.served.model
+    fields = call.fields
     _check(fields)
-    messages, prompt = messages_of(fields["messages"]), call.served.prompt()
-    asked = question(model, prompt, messages, fields.get("tools", ()), _choice(fields))
     options = {**openai.options(fields), **_structure(fields)}
-    if asked.grammar:
-        options["grammar"] = asked.grammar
     if "max_completion_tokens" in fields:
         options["max_tokens"] = fields["max_completion_tokens"]
     if fields.get("logprobs"):
         options["logprobs"] = fields.get("top_logprobs", 0)
-    each = openai.each_seed(options, fields.get("n", 1))
-    return Asked(asked, is_thought_open(prompt.text), [model.begin_ids(asked.ids, **options) for options in each])
+    messages, tools = messages_of(fields["messages"]), fields.get("tools", ())
+    return turn.ask(call, messages, options, tools=tools, tool_choice=_choice(fields), n=fields.get("n", 1))
 
 
 def _check(fields: dict[str, Any]) -> None:
@@ -122,116 +108,70 @@ def _structure(fields: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-class _Reader:
-    """One answer, as it comes -> what is new in its message: thoughts, text, calls."""
-
-    def __init__(self, asked: Asked) -> None:
-        self._asked, self._thoughts = asked.question, ThoughtReader(asked.is_thinking)
-        self._calls = CallReader(self._asked.style) if self._asked.style else None
-
-    def push(self, piece: Piece) -> list[dict[str, Any]]:
-        return self._deltas(self._thoughts.push(self._asked.text(piece)))
-
-    def finish(self, completion: Completion) -> tuple[list[dict[str, Any]], str]:
-        """What is left, and why the answer ends."""
-        deltas = self._deltas(self._thoughts.finish())
-        reason = completion.finish_reason
-        if self._calls is None:
-            return deltas, reason
-        rest, calls = self._calls.finish()
-        deltas += [{"content": rest}] if rest else []
-        deltas += [{"tool_calls": [_call(i, each) for i, each in enumerate(calls)]}] if calls else []
-        return deltas, "tool_calls" if calls and reason == "stop" else reason
-
-    def _deltas(self, parts: Any) -> list[dict[str, Any]]:
-        found = []
-        for is_thought, text in parts:
-            shown = text if is_thought or self._calls is None else self._calls.push(text)
-            if shown:
-                found.append({"reasoning_content" if is_thought else "content": shown})
-        return found
-
-
-def _call(index: int, call: ToolCall) -> dict[str, Any]:
-    # Nine letters or digits: the templates of Mistral take no other.
-    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
-    return {"index": index, "id": f"call{secrets.token_hex(3)[:5]}", "type": "function", "function": function}
-
-
 async def _whole(call: Call, asked: Asked, answers: Answers) -> Response:
-    readers = [_Reader(asked) for _ in asked.answers]
-    deltas: list[list[dict[str, Any]]] = [[] for _ in readers]
-    reasons = [""] * len(readers)
-    async for told in answers.events():
-        if told is None:
-            continue
-        which, event_ = told
-        if isinstance(event_, Piece):
-            deltas[which] += readers[which].push(event_)
-        else:
-            rest, reasons[which] = readers[which].finish(event_)
-            deltas[which] += rest
     choices = [
         {
             "index": i,
-            "message": _message(deltas[i]),
-            "logprobs": _logprobs(call, asked.answers[i].completion, 0, len(asked.answers[i].completion.ids)),
-            "finish_reason": reasons[i],
+            "message": _message(said),
+            "logprobs": _logprobs(call, done, 0, len(done.ids)),
+            "finish_reason": said.reason,
         }
-        for i in range(len(readers))
+        for i, (said, done) in enumerate(zip(await turn.said(asked, answers), _dones(asked), strict=True))
     ]
-    return JSONResponse(
-        {
-            **openai.head("chat.completion", "chatcmpl", call.served),
-            "choices": choices,
-            "usage": _usage(asked),
-        }
-    )
+    head = openai.head("chat.completion", "chatcmpl", call.served)
+    return JSONResponse({**head, "choices": choices, "usage": _usage(asked)})
 
 
-def _message(deltas: list[dict[str, Any]]) -> dict[str, Any]:
-    texts = {name: "".join(delta.get(name, "") for delta in deltas) for name in ("content", "reasoning_content")}
-    calls = [
-        {name: value for name, value in each.items() if name != "index"}
-        for delta in deltas
-        for each in delta.get("tool_calls", ())
-    ]
-    message: dict[str, Any] = {"role": "assistant", "content": texts["content"] or (None if calls else "")}
+def _message(said: Said) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said.text or (None if said.calls else "")}
     message["refusal"] = None
-    if texts["reasoning_content"]:
-        message["reasoning_content"] = texts["reasoning_content"]
-    if calls:
-        message["tool_calls"] = calls
+    if said.thoughts:
+        message["reasoning_content"] = said.thoughts
+    if said.calls:
+        message["tool_calls"] = [_call(each) for each in said.calls]
     return message
+
+
+def _call(called: Called) -> dict[str, Any]:
+    function = {"name": called.call.name, "arguments": json.dumps(called.call.arguments, ensure_ascii=False)}
+    return {"id": called.id, "type": "function", "function": function}
 
 
 async def _chunks(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[bytes, None]:
     chunks = openai.Chunks(call, "chat.completion.chunk", "chatcmpl")
-    readers, n_told = [_Reader(asked) for _ in asked.answers], [0] * len(asked.answers)
+    dones, n_told = _dones(asked), [0] * len(asked.answers)
 
     def chunk(which: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
         return chunks.of({"index": which, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
 
-    for which in range(len(readers)):
+    for which in range(len(dones)):
         yield chunk(which, {"role": "assistant", "content": ""})
-    async for told in answers.events():
-        if told is None:
+    async for news in turn.told(asked, answers):
+        if news is None:
             yield PING
             continue
-        which, event_ = told
-        if isinstance(event_, Piece):
-            n = n_told[which] + (event_.id is not None)
-            logprobs = _logprobs(call, asked.answers[which].completion, n_told[which], n)
-            n_told[which] = n
-            deltas = readers[which].push(event_) or ([{"content": ""}] if logprobs else [])
-            for i, delta in enumerate(deltas):
-                yield chunk(which, delta, None if i else logprobs)
-        else:
-            deltas, reason = readers[which].finish(event_)
-            for delta in deltas:
-                yield chunk(which, delta)
-            yield chunk(which, {}, reason=reason)
+        which, n = news.which, n_told[news.which] + news.n_tokens
+        logprobs = _logprobs(call, dones[which], n_told[which], n)
+        n_told[which] = n
+        for i, delta in enumerate(_deltas(news) or ([{"content": ""}] if logprobs else [])):
+            yield chunk(which, delta, None if i else logprobs)
+        if news.end:
+            yield chunk(which, {}, reason=news.end.reason)
     yield chunks.end(_usage(asked))
+
+
+def _deltas(news: News) -> list[dict[str, Any]]:
+    """What is new in a message."""
+    deltas: list[dict[str, Any]] = [
+        {"reasoning_content" if part.is_thought else "content": part.text} for part in news.parts
+    ]
+    if news.end and news.end.calls:
+        deltas.append({"tool_calls": [{"index": i, **_call(each)} for i, each in enumerate(news.end.calls)]})
+    return deltas
+
+
+def _dones(asked: Asked) -> list[Completion]:
+    return [answer.completion for answer in asked.answers]
 
 
 def _logprobs(call: Call, done: Completion, begin: int, end: int) -> dict[str, Any] | None:
@@ -242,7 +182,7 @@ def _logprobs(call: Call, done: Completion, begin: int, end: int) -> dict[str, A
 
 
 def _usage(asked: Asked) -> dict[str, Any]:
-    return openai.usage(asked.answers, [asked.answers[0].completion])
+    return openai.usage(asked.answers, _dones(asked)[:1])
 
 
 PATHS = ("/v1/chat/completions", "/chat/completions")
