@@ -8,7 +8,7 @@ from edgellm.answer import Completion, Piece, Timings
 from edgellm.chat import Question
 from edgellm.server.endpoints.chat_completions import _message
 from edgellm.server.messages import messages_of
-from edgellm.server.turn import Asked, Reader, whole
+from edgellm.server.turn import Asked, Reader, whole, written
 from edgellm.tools import STYLES
 
 CALL = '<tool_call>{"name": "clock", "arguments": {"zone": "é"}}</tool_call>'
@@ -41,6 +41,23 @@ def test_thoughts_text_and_calls(said, is_thinking, has_tools, content, reasonin
     found = [each["function"] for each in message.get("tool_calls", ())]
     assert [(each["name"], each["arguments"]) for each in found] == calls
     assert end.reason == ("tool_calls" if calls else "stop")
+
+
+BEGUN = [
+    ("", "Par", False, "Par"),
+    ("", "Par", True, "</think>Par"),
+    ("", "", True, ""),
+    ("Wh", "", False, "<think>Wh"),
+    ("Wh", "", True, "Wh"),
+    ("Where?", "Par", False, "<think>Where?</think>Par"),
+    ("Where?", "Par", True, "Where?</think>Par"),
+]
+
+
+@pytest.mark.parametrize(("thought", "content", "is_thinking", "expected"), BEGUN)
+def test_the_beginning_of_an_answer_as_the_model_wrote_it(thought, content, is_thinking, expected):
+    begun = {"content": content, **({"reasoning_content": thought} if thought else {})}
+    assert written(begun, is_thinking) == expected
 
 
 def test_messages_as_templates_want_them():

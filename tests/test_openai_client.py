@@ -82,6 +82,22 @@ def test_a_chat_that_goes_on(client, name, smollm2):
     assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
 
 
+def test_an_answer_that_is_gone_on_with(client, name):
+    options = {"model": name, "temperature": 0, "extra_body": {"continue_final_message": True}}
+    whole = client.chat.completions.create(model=name, messages=HELLO, temperature=0, max_tokens=30).choices[0].message
+    begun = whole.content[: whole.content.index(" is ")]
+    messages = [*HELLO, {"role": "assistant", "content": begun}]
+    done = client.chat.completions.create(messages=messages, max_tokens=30, **options)
+    assert begun + done.choices[0].message.content == whole.content
+    messages = [*HELLO, {"role": "assistant", "content": "<|im_end|>"}]  # of a message it is text
+    told = client.chat.completions.create(messages=messages, max_tokens=1, **options)
+    asked = client.chat.completions.create(model=name, messages=HELLO, max_tokens=1)
+    assert told.usage.prompt_tokens > asked.usage.prompt_tokens + 4
+    for messages, more in ((HELLO, {}), ([*HELLO, whole], {"tools": [CLOCK]}), ([whole], {})):
+        with pytest.raises(openai.BadRequestError, match="continue_final_message"):
+            client.chat.completions.create(messages=messages, **options, **more)
+
+
 def test_streamed_chat(client, name):
     options = {"model": name, "messages": HELLO, "temperature": 0, "max_tokens": 30}
     whole = client.chat.completions.create(**options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from edgellm.answer import Answer, Completion, Piece
@@ -11,7 +12,7 @@ from edgellm.chat import Question, question
 from edgellm.chat_template import Tools
 from edgellm.server import openai
 from edgellm.server.service import Answers, Call
-from edgellm.thoughts import ThoughtReader, is_thought_open
+from edgellm.thoughts import CLOSE, OPEN, ThoughtReader, is_thought_open
 from edgellm.tools import CallReader, ToolCall
 
 
@@ -66,17 +67,32 @@ def ask(
     messages: list[dict[str, Any]],
     options: dict[str, Any],
     *,
+    begun: dict[str, Any] | None = None,
     tools: Tools = (),
     tool_choice: str = "auto",
     n: int = 1,
 ) -> Asked:
-    """`options` are those of Model.stream, for each of n answers; `tool_choice` is as Chat.stream has it."""
+    """`options` are those of Model.stream, for each of n answers, which go on from the message `begun` if there is one;
+    `tool_choice` is as Chat.stream has it."""
     model, prompt = call.served.model, call.served.prompt()
     asked = question(model, prompt, messages, tools, tool_choice)
+    is_thinking = is_thought_open(prompt.text)
+    if begun:
+        text = written(begun, is_thinking)
+        asked = replace(asked, ids=prompt.encode_masked(prompt.text + prompt.mask(text)))
+        is_thinking = bool(begun.get("reasoning_content")) and not begun["content"]
     if asked.grammar:
         options = {**options, "grammar": asked.grammar}
     each = openai.each_seed(options, n)
-    return Asked(asked, is_thought_open(prompt.text), [model.begin_ids(asked.ids, **options) for options in each])
+    return Asked(asked, is_thinking, [model.begin_ids(asked.ids, **options) for options in each])
+
+
+def written(begun: dict[str, Any], is_thinking: bool) -> str:
+    """The beginning of an answer as the model wrote it; `is_thinking`: the template has opened a thought."""
+    thought, text = begun.get("reasoning_content", ""), begun["content"]
+    if not thought:
+        return f"{CLOSE}{text}" if is_thinking and text else str(text)
+    return f"{'' if is_thinking else OPEN}{thought}{CLOSE + text if text else ''}"
 
 
 class Reader:

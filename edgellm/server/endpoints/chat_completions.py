@@ -41,6 +41,7 @@ FIELDS: dict[str, Kind] = {
         )
     ),
     "parallel_tool_calls": Flag(),
+    "continue_final_message": Flag(),
     **openai.STRUCTURE,
     "store": Flag(),
 }
@@ -56,7 +57,9 @@ def _asked(call: Call) -> Asked:
     if fields.get("logprobs"):
         options["logprobs"] = fields.get("top_logprobs", 0)
     messages, tools = messages_of(fields["messages"]), fields.get("tools", ())
-    return turn.ask(call, messages, options, tools=tools, tool_choice=_choice(fields), n=fields.get("n", 1))
+    begun = messages.pop() if fields.get("continue_final_message") else None
+    choice, n = _choice(fields), fields.get("n", 1)
+    return turn.ask(call, messages, options, begun=begun, tools=tools, tool_choice=choice, n=n)
 
 
 def _check(fields: dict[str, Any]) -> None:
@@ -67,6 +70,8 @@ def _check(fields: dict[str, Any]) -> None:
     both = "max_tokens" in fields and "max_completion_tokens" in fields
     if both and fields["max_tokens"] != fields["max_completion_tokens"]:
         raise RequestError("max_tokens and max_completion_tokens differ; expected one of them", param="max_tokens")
+    if fields.get("continue_final_message"):
+        _check_begun(fields)
     if fields.get("store"):
         raise RequestError("store is true, but nothing is stored here; expected false", param="store")
     if fields.get("tool_choice", "none") != "none" and not fields.get("tools"):
@@ -83,6 +88,23 @@ def _check(fields: dict[str, Any]) -> None:
         raise RequestError(
             f"{given[0]} and tools are both given, but what must be so cannot be a call; expected one of them, or "
             "tool_choice none",
+            param=given[0],
+        )
+
+
+def _check_begun(fields: dict[str, Any]) -> None:
+    """That there is an answer to go on with, and that it can be a text only."""
+    last = fields["messages"][-1]
+    if last["role"] != "assistant" or last.get("tool_calls") or len(fields["messages"]) < 2:
+        raise RequestError(
+            "continue_final_message is true, but messages do not end with an answer to go on with; expected a last "
+            "message of the assistant, of text",
+            param="continue_final_message",
+        )
+    if given := [name for name in ("tools", *STRUCTURES) if fields.get(name)]:
+        raise RequestError(
+            f"continue_final_message and {given[0]} are both given, but what an answer must be holds from its "
+            "beginning; expected one of them",
             param=given[0],
         )
 
