@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.answer import Completion, Piece, Stream, Timings
+    from edgellm.answer_cache import AnswerCache
     from edgellm.api import Model, load
     from edgellm.async_stream import AsyncStream
     from edgellm.chat import Chat
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AnswerCache",
     "AsyncStream",
     "Chat",
     "Completion",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnswerCache": "answer_cache",
     "AsyncStream": "async_stream",
     "Chat": "chat",
     "Completion": "answer",

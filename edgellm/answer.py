@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,8 @@ class Completion:
     """With `logprobs`: of each of `ids`, and perhaps of the token that ended the answer."""
     prompt_logprobs: list[Logprob] = field(default_factory=list)
     """With `prompt_logprobs`: of each of `prompt_ids` but the first, which nothing comes before."""
+    from_cache: bool = False
+    """With an AnswerCache: the answer was made before; nothing was evaluated now, and its timings have no seconds."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,19 @@ class Answer:
     banned: Banned | None
     kind: Callable[..., Tokens] = Tokens
     """Of its sequence."""
+    made: list[int] = field(default_factory=list)
+    """All tokens so far, the one that ended the answer included."""
+    known: tuple[Sequence[int], str] | None = None
+    """`made` and the finish_reason of the same answer, if it was made before: see `replay`."""
+    keep: Callable[[Sequence[int], str], None] | None = None
+    """Called with `made` and the finish_reason, for the next time."""
     started: float = field(default_factory=time.perf_counter)
 
     def pieces(self, slot: Slot) -> Iterator[Piece]:
         """The answer, made in a slot of its own."""
         done = self.completion
         self.started, done.timings.cached_tokens = time.perf_counter(), slot.common(done.prompt_ids)
-        for id in generate(
+        ids = generate(
             slot,
             done.prompt_ids,
             self.sampler,
@@ -149,15 +157,29 @@ class Answer:
             ends=self.ends,
             banned=self.banned,
             kind=self.kind,
-        ):
+        )
+        return self._told(ids, lambda: "stop" if self.sampler.is_done else "length")
+
+    def replay(self) -> Iterator[Piece]:
+        """The answer as it is known: the same pieces, of which nothing is evaluated."""
+        assert self.known
+        ids, reason = self.known
+        done, self.keep = self.completion, None
+        done.from_cache, done.timings.cached_tokens = True, len(done.prompt_ids)
+        yield from self._told(ids, lambda: reason)
+        done.timings.prompt_seconds = done.timings.generate_seconds = 0.0
+
+    def _told(self, ids: Iterable[int], reason: Callable[[], str]) -> Iterator[Piece]:
+        """The pieces of tokens that come; `reason` is asked for if none of them ends the answer."""
+        for id in ids:
             shown = self._push(id)
             if shown is None:
                 break
             yield Piece(shown, id)
-            if done.finish_reason == "stop":
+            if self.is_over:
                 return
         else:
-            done.finish_reason = "stop" if self.sampler.is_done else "length"
+            self._end(reason())
         yield Piece(self._rest(), None)
 
     def submit(self, scheduler: Scheduler) -> Tokens:
@@ -184,11 +206,11 @@ class Answer:
             if shown is None:
                 break
             pieces.append(Piece(shown, id))
-            if done.finish_reason == "stop":
+            if self.is_over:
                 scheduler.cancel(sequence)
                 return pieces
         if progress.finish_reason:
-            done.finish_reason = progress.finish_reason
+            self._end(progress.finish_reason)
             pieces.append(Piece(self._rest(), None))
         return pieces
 
@@ -200,15 +222,22 @@ class Answer:
         """The text that a token makes certain; None for one that ends the answer."""
         self._clock()
         done = self.completion
+        self.made.append(id)
         if id in self.ends:
-            done.finish_reason = "stop"
+            self._end("stop")
             return None
         done.ids.append(id)
         shown, stopped = self.stops.push(self.text.push(id))
         done.text += shown
         if stopped:
-            done.finish_reason = "stop"
+            self._end("stop")
         return shown
+
+    def _end(self, reason: str) -> None:
+        if not self.is_over:
+            self.completion.finish_reason = reason
+            if self.keep:
+                self.keep(self.made, reason)
 
     def _rest(self) -> str:
         """What was held back; nothing after a stop string."""

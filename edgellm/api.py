@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -32,6 +33,7 @@ from edgellm.scheduler import AT_ONCE, Scheduler
 from edgellm.text_stream import TextStream
 
 if TYPE_CHECKING:
+    from edgellm.answer_cache import AnswerCache
     from edgellm.async_stream import AsyncStream
     from edgellm.chat import Chat
     from edgellm.structured.constraint import LogitsProcessor
@@ -49,14 +51,15 @@ def load(
     n_threads: int | None = None,
     at_once: int = AT_ONCE,
     cache_bytes: int | None = None,
+    answer_cache: AnswerCache | None = None,
 ) -> Model:
     """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
 
     `context_length` is the most tokens of a prompt with its answer; by default the model's, at most 8192. `n_threads`
     is by default all there are. Of the answers of `submit_ids`, up to `at_once` are made in a step, each in a cache of
     its own. What recent prompts and answers left in memory is used by those that begin alike: at most `cache_bytes` of
-    it, by default what one full context takes, besides what open chats hold. Raises an EdgeError that says what is
-    wrong and what to do.
+    it, by default what one full context takes, besides what open chats hold. An `answer_cache` gives answers again that
+    were made before: see edgellm.AnswerCache. Raises an EdgeError that says what is wrong and what to do.
     """
     return Model(
         store.resolve(os.fspath(model)),
@@ -65,6 +68,7 @@ def load(
         n_threads=n_threads,
         at_once=at_once,
         cache_bytes=cache_bytes,
+        answer_cache=answer_cache,
     )
 
 
@@ -83,6 +87,7 @@ class Model:
         n_threads: int | None = None,
         at_once: int = AT_ONCE,
         cache_bytes: int | None = None,
+        answer_cache: AnswerCache | None = None,
     ) -> None:
         path = Path(path)
         if n_threads is not None and n_threads < 1:
@@ -110,7 +115,9 @@ class Model:
         )
         self.prefix_cache = PrefixCache(self._backend, self.context_length, cache_bytes)
         self._closed = False
-        self._answers = Answers(self.tokenizer, config.vocab_size, self.context_length, info.eos_ids)
+        self._answers = Answers(
+            self.tokenizer, config.vocab_size, self.context_length, info.eos_ids, answer_cache, self._bound_to
+        )
         new_scheduler = partial(Scheduler, self._backend, self.context_length, at_once, self.prefix_cache)
         new_scheduler()  # raises now for a number that is wrong
         self.at_once, self._engine = at_once, Engine(new_scheduler)
@@ -291,16 +298,22 @@ class Model:
         self._check_open()
         scheduler = Scheduler(self._backend, self.context_length, at_once, self.prefix_cache)
         try:
-            under_way = {answer.submit(scheduler): answer for answer in answers}
+            under_way = {answer.submit(scheduler): answer for answer in answers if not answer.known}
             while scheduler.is_busy:
                 for progress in scheduler.step():
                     under_way[progress.sequence].follow(progress, scheduler)
         finally:
             scheduler.close()
+        for answer in answers:
+            if answer.known:
+                deque(answer.replay(), maxlen=0)
         return [answer.completion for answer in answers]
 
     def _pieces(self, answer: Answer, keeper: object) -> Iterator[Piece]:
         self._check_open()
+        if answer.known:
+            yield from answer.replay()
+            return
         slot = self.prefix_cache.take(answer.completion.prompt_ids, keeper)
         try:
             yield from answer.pieces(slot)

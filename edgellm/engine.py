@@ -36,6 +36,12 @@ class Job:
         """
         self._engine._cancel(self)
 
+    def replay(self) -> None:
+        """For the engine: tell of an answer that is known."""
+        for piece in self.answer.replay():
+            self.tell(piece)
+        self.tell(self.answer.completion)
+
     def tell(self, event: Event) -> None:
         """For the engine, which holds its lock. Nothing is told after the last event."""
         if self.is_over:
@@ -114,7 +120,11 @@ class Engine:
         with self._changed:
             while self._coming:
                 job = self._coming.popleft()
-                if not job.is_over:
+                if job.is_over:
+                    continue
+                if job.answer.known:
+                    job.replay()
+                else:
                     job.sequence = job.answer.submit(scheduler)
                     self._under_way[job.sequence] = job
             while self._going:

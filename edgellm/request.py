@@ -21,6 +21,7 @@ from edgellm.text_stream import StopStrings, TextStream
 from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from edgellm.answer_cache import AnswerCache
     from edgellm.structured.constraint import LogitsProcessor, Vocabulary
     from edgellm.structured.json_schema import JsonSchema
 
@@ -54,12 +55,34 @@ class Request:
         sampling = {name: value for name, value in options.items() if name not in own}
         return cls(_params(sampling), **{name: value for name, value in options.items() if name in own})
 
+    @property
+    def is_determined(self) -> bool:
+        """Whether the same tokens with these options get the same answer, and no more is asked for than that."""
+        asks_more = self.logits_processors or self.logprobs is not None or self.prompt_logprobs is not None
+        return self.params.is_determined and not asks_more
+
+    @property
+    def determinants(self) -> dict[str, Any]:
+        """What the answer depends on, besides the model and the prompt's tokens."""
+        others = ("overflow", "speculate", "logits_processors", "logprobs", "prompt_logprobs")
+        found = {name: value for name, value in vars(self).items() if name not in others}
+        return {**found, "stop": _texts(self.stop), "banned_strings": _texts(self.banned_strings)}
+
 
 class Answers:
     """Begins the answers of one model."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, context_length: int, ends: Sequence[int]) -> None:
-        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        context_length: int,
+        ends: Sequence[int],
+        cache: AnswerCache | None = None,
+        bound_to: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`cache` has answers of models, of which this one is told by `bound_to`."""
+        self._tokenizer, self._vocab_size, self._cache, self._bound_to = tokenizer, vocab_size, cache, bound_to
         self._context_length, self._ends = context_length, ends
         self._breakers = lru_cache(8)(partial(breakers, tokenizer))
 
@@ -80,7 +103,7 @@ class Answers:
         if request.prompt_logprobs is not None:
             n_top = _at_least_0("prompt_logprobs", request.prompt_logprobs)
             kind = partial(Scored, n_top=n_top, found=done.prompt_logprobs)
-        return Answer(
+        answer = Answer(
             done,
             sampler,
             StopStrings(_texts(request.stop)),
@@ -91,6 +114,12 @@ class Answers:
             Banned(self._tokenizer, banned) if (banned := _texts(request.banned_strings)) else None,
             kind,
         )
+        if self._cache is not None and request.is_determined:
+            question = {"model": self._bound_to, "prompt": prompt_ids, **request.determinants}
+            known = self._cache.get(question)
+            answer.known = known if known and all(id < self._vocab_size for id in known[0]) else None
+            answer.keep = partial(self._cache.put, question)
+        return answer
 
     def check(self, ids: Sequence[int]) -> None:
         """Raises ArgumentError for no ids, or what is none."""

@@ -98,6 +98,12 @@ class SamplingParams:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_samplers()
 
+    @property
+    def is_determined(self) -> bool:
+        """Whether nothing is left to chance: the same logits get the same token."""
+        is_greedy = self.temperature == self.dynatemp_range == self.xtc_probability == 0
+        return self.seed is not None or is_greedy
+
     def _check_samplers(self) -> None:
         """What was asked for is applied, or refused: nothing is left out in silence."""
         if unknown := [name for name in self.samplers if name not in STAGES]:
