@@ -405,26 +405,6 @@ def test_quick_start_program(smollm2_path):
     assert "Paris" in run.stdout
 
 
-EXAMPLES = {
-    "complete.py": (["Once upon a time", "stories260k"], "", "a little girl named Lily"),
-    "chat_bot.py": ([], "What is the capital of France?\n", "Paris"),
-    "label_lines.py": ([], "What a great film!\nI hated every minute.\n", "good\tWhat a great film!\nbad\t"),
-}
-
-
-def test_every_example_is_run():
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_examples(smollm2_path, name):
-    arguments, stdin, expected = EXAMPLES[name]
-    run = subprocess.run(
-        [sys.executable, ROOT / "examples" / name, *arguments], input=stdin, capture_output=True, text=True, check=True
-    )
-    assert expected in run.stdout
-
-
 def test_the_readme_names_every_file():
     tree = re.search(r"## The files\n\n```\n(.*?)```", README, re.DOTALL)[1]
     named = set(re.findall(r"[\w./]+\.py|[\w/]+/", tree))
