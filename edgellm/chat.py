@@ -15,12 +15,12 @@ from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
 from edgellm.overflow import check_policy, fits, most_left
 from edgellm.thoughts import is_thought_open
-from edgellm.tools import CallReader, Style, checked_tools, chosen_schema, instructions, style_of
 
 if TYPE_CHECKING:
     from edgellm.api import Model
     from edgellm.async_stream import AsyncStream
     from edgellm.structured.constraint import Grammar
+    from edgellm.tools import CallReader, Style
 
 
 class Chat:
@@ -128,6 +128,8 @@ class Chat:
         self._left_out = answer.dropped_messages = asked.left_out
         if asked.style is None:
             return _Turn(self, messages, answer)
+        from edgellm.tools import CallReader
+
         return _TurnWithCalls(self, messages, answer, asked, CallReader(asked.style))
 
     def save_cache(self, path: str | os.PathLike[str]) -> int:
@@ -234,10 +236,17 @@ def question(
     model: Model, prompt: ChatPrompt, messages: list[dict[str, Any]], tools: Tools = (), tool_choice: str = "auto"
 ) -> Question:
     """The ids of a chat, and how its answer is read. `tools` and `tool_choice` are those of `Chat.stream`."""
+    is_free = not tools or tool_choice == "none"
+    tells_calls = not prompt.template.shows_calls and any("tool_calls" in message for message in messages)
+    if is_free and not tells_calls:
+        return Question(prompt.encode(messages))
+    # Imported where it is asked for, as it takes as long as a token.
+    from edgellm.tools import checked_tools, chosen_schema, style_of
+
     style = style_of(model.info.chat_template or "")
-    if not prompt.template.shows_calls:
+    if tells_calls:
         messages = [_said(message, style) for message in messages]
-    if not tools or tool_choice == "none":
+    if is_free:
         return Question(prompt.encode(messages))
     schemas, grammar = checked_tools(tools), None
     if tool_choice != "auto":
@@ -275,6 +284,8 @@ def _parted(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[
 
 def _instructed(messages: list[dict[str, Any]], tools: Tools) -> list[dict[str, Any]]:
     """The messages with the tools in the system's."""
+    from edgellm.tools import instructions
+
     system, others = _parted(messages)
     told = "".join(message["content"] + "\n\n" for message in system)
     return [{"role": "system", "content": told + instructions(tools)}, *others]

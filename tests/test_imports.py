@@ -103,6 +103,10 @@ def test_a_first_token_imports_no_more_than_it_needs():
     assert not unneeded & set(loaded_by(code))
 
 
+def test_a_chat_imports_what_tools_need_when_there_are_some():
+    assert not {"edgellm.tools", "edgellm.structured", "sqlite3"} & set(loaded_by("import edgellm.chat"))
+
+
 def test_public_names_are_what_all_says():
     assert sorted([*edgellm.__all__, "__version__"]) == sorted(dir(edgellm))
     for name in edgellm.__all__:

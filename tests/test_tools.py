@@ -117,7 +117,7 @@ def compiled(smollm2_path):
 @pytest.mark.parametrize("choice", ["required", "get_weather"])
 @pytest.mark.parametrize("style", STYLES)
 def test_a_forced_call_of_smollm2_is_valid(compiled, monkeypatch, style, choice):
-    monkeypatch.setattr("edgellm.chat.style_of", lambda template: STYLES[style])
+    monkeypatch.setattr("edgellm.tools.style_of", lambda template: STYLES[style])
     chat = compiled.chat()
     answer = chat.send(
         "How is the weather in Rome?", tools=[WEATHER, CLOCK], tool_choice=choice, max_tokens=100, seed=1
