@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from copy import copy
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from edgellm.errors import ArgumentError, ChatTemplateError
+from edgellm.errors import ArgumentError, ChatTemplateError, UnsupportedError
 from edgellm.text_stream import TextStream
+from edgellm.thoughts import OPEN
 
 if TYPE_CHECKING:
     from edgellm.tokenizer import Tokenizer
@@ -18,6 +21,8 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 """As OpenAI has them: {"type": "function", "function": {"name": ..., "description": ..., "parameters": schema}}."""
 
+SWITCHES = {"enable_thinking", "thinking"}
+"""What templates call whether the model is to think before it answers."""
 _MARK = "\U000f0000"
 
 
@@ -33,7 +38,7 @@ class ChatTemplate:
         if not source:
             raise ChatTemplateError("the model has no chat template; expected one: use generate, or another model")
         self.source, self._sandbox, self._lock = source, Sandbox(), threading.Lock()
-        self._names = {
+        self._names: dict[str, Any] = {
             "bos_token": bos_token,
             "eos_token": eos_token,
             "tools": None,
@@ -55,6 +60,26 @@ class ChatTemplate:
     def shows_calls(self) -> bool:
         """Whether it writes the calls of messages; others leave them out."""
         return "tool_calls" in self.source
+
+    @cached_property
+    def _switches(self) -> set[str]:
+        from jinja2.meta import find_undeclared_variables
+
+        return SWITCHES & find_undeclared_variables(self._sandbox.parse(self.source))
+
+    @property
+    def may_think(self) -> bool:
+        """Whether the model may think before it answers."""
+        return bool(self._switches) or OPEN in self.source
+
+    def thinking(self, thinks: bool) -> ChatTemplate:
+        """One that lets the model think before it answers, or not; raises UnsupportedError if it cannot be told to."""
+        if not self._switches and thinks != self.may_think:
+            found = "never thinks" if thinks else "always thinks"
+            raise UnsupportedError(f"the model {found} before it answers; expected no wish that it does otherwise")
+        made = copy(self)
+        made._names = {**self._names, **dict.fromkeys(self._switches, thinks)}
+        return made
 
     def render(self, messages: Messages, add_generation_prompt: bool = True, tools: Tools = ()) -> str:
         """The chat as the model was trained to see it; raises ChatTemplateError for whatever goes wrong."""

@@ -54,19 +54,24 @@ class StopStrings:
         """Raises ArgumentError for an empty stop string."""
         if "" in stops:
             raise ArgumentError("a stop string is empty; expected at least one character")
-        self._stops, self._held, self._found = tuple(stops), "", False
+        self._stops, self._held = tuple(stops), ""
+        self.found: str | None = None
+        """The one that came."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop string was found; after one there is no more text."""
-        if self._found:
+        if self.found is not None:
             return "", True
         text = self._held + text
         # The one that is complete first; of two that end together the longer.
-        ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        self._found = bool(ends)
-        safe = min(ends)[1] if ends else len(text) - self._undecided(text)
-        self._held = "" if ends else text[safe:]
-        return text[:safe], self._found
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
+            _, at, self.found = min(ends)
+            self._held = ""
+            return text[:at], True
+        safe = len(text) - self._undecided(text)
+        self._held = text[safe:]
+        return text[:safe], False
 
     def flush(self) -> str:
         """What was held back for a stop string that did not come."""

@@ -8,7 +8,7 @@ from edgellm.answer import Completion, Piece, Timings
 from edgellm.chat import Question
 from edgellm.server.endpoints.chat_completions import _message
 from edgellm.server.messages import messages_of
-from edgellm.server.turn import Asked, Reader, whole, written
+from edgellm.server.turn import Asked, Prompt, Reader, whole, written
 from edgellm.tools import STYLES
 
 CALL = '<tool_call>{"name": "clock", "arguments": {"zone": "é"}}</tool_call>'
@@ -30,7 +30,7 @@ ANSWERS = [
 @given(data=st.data())
 def test_thoughts_text_and_calls(said, is_thinking, has_tools, content, reasoning, calls, data):
     cuts = sorted(data.draw(st.sets(st.integers(0, len(said)), max_size=8)))
-    reader = Reader(Asked(Question([1], STYLES["hermes"] if has_tools else None), is_thinking, []))
+    reader = Reader(Asked(Prompt(Question([1], STYLES["hermes"] if has_tools else None), is_thinking), []))
     parts = []
     for begin, end in zip([0, *cuts], [*cuts, len(said)], strict=True):
         parts += reader.push(Piece(said[begin:end], 0))

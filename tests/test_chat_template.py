@@ -9,7 +9,7 @@ from tiny_tokenizers import SPECIAL, byte_level, sentencepiece, tokenizer
 
 from edgellm.chat_template import ChatPrompt, ChatTemplate, encode_chat
 from edgellm.converters.gguf_tokenizer import tokenizer_from_gguf
-from edgellm.errors import ArgumentError, ChatTemplateError
+from edgellm.errors import ArgumentError, ChatTemplateError, UnsupportedError
 from edgellm.tokenizer import Tokenizer
 
 CHATML = """\
@@ -90,6 +90,29 @@ each_tokenizer = pytest.mark.parametrize("ours", TOKENIZERS.values(), ids=TOKENI
 )
 def test_templates_render_as_jinja_does(source, text):
     assert ChatTemplate(source, "<s>", "</s>").render(TALK) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "texts"),
+    [
+        ("{{ 'quiet' if enable_thinking is defined and not enable_thinking else 'loud' }}", ["loud", "loud", "quiet"]),
+        ("{% if thinking %}loud{% else %}quiet{% endif %}", ["quiet", "loud", "quiet"]),
+        ("thinking", ["thinking", None, "thinking"]),
+        ("<think>", ["<think>", "<think>", None]),
+    ],
+)
+def test_a_model_is_told_whether_to_think(source, texts):
+    template = ChatTemplate(source)
+    assert template.may_think == (texts[1] is not None)
+    found = [template.render(TALK)]
+    for thinks in (True, False):
+        if texts[len(found)] is None:
+            with pytest.raises(UnsupportedError, match=f"the model {'never' if thinks else 'always'} thinks before"):
+                template.thinking(thinks)
+            found.append(None)
+        else:
+            found.append(template.thinking(thinks).render(TALK))
+    assert found == texts
 
 
 @pytest.mark.parametrize(

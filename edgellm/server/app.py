@@ -71,6 +71,6 @@ async def _no_endpoint(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = dict(error.headers or {})
         message = f"{request.method} is not for {request.url.path[:100]}; expected {allowed.get('Allow')}"
-        return refusal(RequestError(message, status=405, headers=allowed))
+        return refusal(RequestError(message, status=405, headers=allowed), request.url.path)
     message = f"there is nothing at {request.url.path[:100]}; expected an endpoint such as /v1/chat/completions"
-    return refusal(RequestError(message, status=404))
+    return refusal(RequestError(message, status=404), request.url.path)

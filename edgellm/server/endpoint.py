@@ -41,7 +41,7 @@ class Endpoint:
         except ClientDisconnect:
             return
         except Exception as error:
-            response = refusal(told(error, request.state.notes))
+            response = refusal(told(error, request.state.notes), scope["path"])
         await response(scope, receive, send)
 
     async def _response(self, request: Request) -> Response:

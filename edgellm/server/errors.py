@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -17,10 +17,14 @@ from edgellm.errors import (
     UnsupportedError,
 )
 
+Shape = Callable[["RequestError"], dict[str, Any]]
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     405: "invalid_request_error", 408: "timeout_error", 413: "invalid_request_error", 503: "unavailable_error",
     504: "timeout_error",
+}  # fmt: skip
+ANTHROPIC_TYPES = {
+    **TYPES, 413: "request_too_large", 503: "overloaded_error",
 }  # fmt: skip
 STATUSES: dict[type[EdgeError], tuple[int, str | None]] = {
     ArgumentError: (400, None),
@@ -57,11 +61,25 @@ class RequestError(EdgeError):
         status, code = next((known for kind, known in STATUSES.items() if isinstance(error, kind)), (500, None))
         return cls(str(error), status=status, code=code)
 
-    def body(self) -> dict[str, Any]:
-        """In OpenAI's shape."""
-        type_ = TYPES.get(self.status, "server_error")
-        return {"error": {"message": str(self), "type": type_, "param": self.param, "code": self.code}}
+
+def openai(error: RequestError) -> dict[str, Any]:
+    type_ = TYPES.get(error.status, "server_error")
+    return {"error": {"message": str(error), "type": type_, "param": error.param, "code": error.code}}
 
 
-def refusal(error: RequestError) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, error.headers)
+def anthropic(error: RequestError) -> dict[str, Any]:
+    type_ = ANTHROPIC_TYPES.get(error.status, "api_error")
+    return {"type": "error", "error": {"type": type_, "message": str(error)}}
+
+
+def ollama(error: RequestError) -> dict[str, Any]:
+    return {"error": str(error)}
+
+
+def shape(path: str) -> Shape:
+    """In which clients of the API that has the path read errors."""
+    return anthropic if path.startswith("/v1/messages") else ollama if path.startswith("/api/") else openai
+
+
+def refusal(error: RequestError, path: str) -> JSONResponse:
+    return JSONResponse(shape(path)(error), error.status, error.headers)

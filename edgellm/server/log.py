@@ -61,7 +61,7 @@ class Log:
             refused = told(error, notes)
             if status != NOTHING_SENT:
                 raise  # too late for another status: the connection is cut
-            await refusal(refused)(scope, receive, noting)
+            await refusal(refused, scope["path"])(scope, receive, noting)
         finally:
             path = getattr(scope.get("endpoint"), "path", "other")
             self._metrics.requests.add(path=path, status=str(status))

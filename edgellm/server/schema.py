@@ -242,6 +242,42 @@ class Object:
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Tagged:
+    """An object of one of some kinds, told apart by its `type`, which their own fields are without."""
+
+    kinds: Mapping[str, Object]
+    default: str | None = None
+    """The kind of one that has no type; None: it must have one."""
+
+    @property
+    def what(self) -> str:
+        return f"an object with a type of {', '.join(self.kinds)}"
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, dict)
+
+    def read(self, value: Any, at: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise _refused(value, at, self)
+        given = value.get("type")
+        type_ = Text(tuple(self.kinds)).read(self.default if given is None else given, f"{at}.type")
+        others = {name: item for name, item in value.items() if name != "type"}
+        return {"type": type_, **self.kinds[type_].read(others, at)}
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [self._schema(type_, kind.schema()) for type_, kind in self.kinds.items()]}
+
+    def _schema(self, type_: str, others: dict[str, Any]) -> dict[str, Any]:
+        types = [type_, None] if type_ == self.default else [type_]
+        required = [] if type_ == self.default else ["type"]
+        return {
+            **others,
+            "properties": {"type": {"enum": types}, **others["properties"]},
+            "required": [*required, *others["required"]],
+        }
+
+
 def _bounds(low: float, high: float) -> str:
     bounds = [f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if math.isfinite(bound)]
     return f" of {' and '.join(bounds)}" if bounds else ""

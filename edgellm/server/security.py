@@ -62,7 +62,7 @@ class Hosts:
                 self._check_host(headers.get("host", ""))
                 self._check_origin(headers.get("origin"), headers.get("host", ""))
             except RequestError as error:
-                app = refusal(error)
+                app = refusal(error, scope["path"])
         await app(scope, receive, send)
 
     def _check_host(self, host: str) -> None:
@@ -107,7 +107,9 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asks = scope["type"] == "http" and self._keys and scope["path"] not in OPEN
-        app = self._app if not asks or self._is_known(Headers(scope=scope)) else refusal(WRONG_KEY)
+        app = self._app
+        if asks and not self._is_known(Headers(scope=scope)):
+            app = refusal(WRONG_KEY, scope["path"])
         await app(scope, receive, send)
 
     def _is_known(self, headers: Headers) -> bool:

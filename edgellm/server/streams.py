@@ -1,24 +1,24 @@
-"""Answers that are sent while they are made: server-sent events."""
+"""Answers that are sent while they are made: server-sent events, or lines of JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import closing
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from edgellm.answer import Answer
-from edgellm.server.errors import RequestError
+from edgellm.server.errors import RequestError, openai
 from edgellm.server.log import told
 from edgellm.server.service import Answers, Call
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Asked(Protocol):
@@ -29,38 +29,48 @@ class Asked(Protocol):
 A = TypeVar("A", bound=Asked)
 
 
+def event(value: Any) -> bytes:
+    return f"data: {encode(value)}\n\n".encode()
+
+
+class Wire(NamedTuple):
+    """How an answer is sent while it is made."""
+
+    media_type: str
+    error: Callable[[RequestError], bytes]
+    """What a stream ends with that something went wrong in."""
+    is_default: bool = False
+    """Whether an answer is streamed if the request does not say."""
+
+
+SSE = Wire("text/event-stream", lambda error: event(openai(error)))
+
+
 def answering(
     prepare: Callable[[Call], A],
     whole: Callable[[Call, A, Answers], Awaitable[Response]],
     chunks: Callable[[Call, A, Answers], AsyncGenerator[bytes, None]],
+    wire: Wire = SSE,
 ) -> Callable[[Call], Awaitable[Response]]:
     """Who answers at an endpoint that makes texts: whole, or streamed if that is asked for."""
 
     async def answer(call: Call) -> Response:
         asked = await run_in_threadpool(prepare, call)
         answers = Answers(call, asked.answers)
-        if call.fields.get("stream"):
-            return Events(call, answers, chunks(call, asked, answers))
+        if call.fields.get("stream", wire.is_default):
+            return Events(call, answers, chunks(call, asked, answers), wire)
         with closing(answers):
             return await whole(call, asked, answers)
 
     return answer
 
 
-def event(value: Any) -> bytes:
-    return f"data: {_encode(value)}\n\n".encode()
-
-
-def error_event(error: RequestError) -> bytes:
-    return event(error.body())
-
-
 class Events(StreamingResponse):
-    """The events of answers, which are stopped when their client has gone; what goes wrong midway is the last one."""
+    """What is told of answers, which are stopped when their client has gone; what goes wrong midway comes last."""
 
-    def __init__(self, call: Call, answers: Answers, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(self._guarded(events), media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._call, self._answers, self._events = call, answers, events
+    def __init__(self, call: Call, answers: Answers, events: AsyncGenerator[bytes, None], wire: Wire) -> None:
+        super().__init__(self._guarded(events), media_type=wire.media_type, headers={"cache-control": "no-store"})
+        self._call, self._answers, self._events, self._wire = call, answers, events, wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -74,4 +84,4 @@ class Events(StreamingResponse):
             async for each in events:
                 yield each
         except Exception as error:
-            yield error_event(told(error, self._call.notes))
+            yield self._wire.error(told(error, self._call.notes))

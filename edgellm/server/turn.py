@@ -9,17 +9,22 @@ from typing import Any, NamedTuple
 
 from edgellm.answer import Answer, Completion, Piece
 from edgellm.chat import Question, question
-from edgellm.chat_template import Tools
+from edgellm.chat_template import ChatPrompt, Tools
+from edgellm.generate import check_room
 from edgellm.server import openai
 from edgellm.server.service import Answers, Call
 from edgellm.thoughts import CLOSE, OPEN, ThoughtReader, is_thought_open
 from edgellm.tools import CallReader, ToolCall
 
 
-class Asked(NamedTuple):
+class Prompt(NamedTuple):
     question: Question
-    is_thinking: bool
-    """Whether the answer begins within a thought."""
+    is_thinking: bool | None
+    """Whether the answer begins within a thought; None: it is plain text, in which nobody looks for thoughts."""
+
+
+class Asked(NamedTuple):
+    prompt: Prompt
     answers: list[Answer]
 
 
@@ -62,29 +67,25 @@ class News(NamedTuple):
     end: End | None = None
 
 
-def ask(
+def prompt(
     call: Call,
     messages: list[dict[str, Any]],
-    options: dict[str, Any],
     *,
     begun: dict[str, Any] | None = None,
     tools: Tools = (),
     tool_choice: str = "auto",
-    n: int = 1,
-) -> Asked:
-    """`options` are those of Model.stream, for each of n answers, which go on from the message `begun` if there is one;
-    `tool_choice` is as Chat.stream has it."""
-    model, prompt = call.served.model, call.served.prompt()
-    asked = question(model, prompt, messages, tools, tool_choice)
-    is_thinking = is_thought_open(prompt.text)
-    if begun:
-        text = written(begun, is_thinking)
-        asked = replace(asked, ids=prompt.encode_masked(prompt.text + prompt.mask(text)))
-        is_thinking = bool(begun.get("reasoning_content")) and not begun["content"]
-    if asked.grammar:
-        options = {**options, "grammar": asked.grammar}
-    each = openai.each_seed(options, n)
-    return Asked(asked, is_thinking, [model.begin_ids(asked.ids, **options) for options in each])
+    thinks: bool | None = None,
+) -> Prompt:
+    """`tool_choice` is as Chat.stream has it; `thinks` says whether the model is to think first, None leaves that to
+    its template; the answer goes on from the message `begun` if there is one."""
+    model, template = call.served.model, call.served.template
+    made = ChatPrompt(model.tokenizer, template if thinks is None else template.thinking(thinks))
+    asked = question(model, made, messages, tools, tool_choice)
+    is_thinking = is_thought_open(made.text)
+    if begun and (text := written(begun, is_thinking)):
+        asked = replace(asked, ids=made.encode_masked(made.text + made.mask(text)))
+        is_thinking = not begun["content"]
+    return Prompt(asked, is_thinking)
 
 
 def written(begun: dict[str, Any], is_thinking: bool) -> str:
@@ -95,18 +96,34 @@ def written(begun: dict[str, Any], is_thinking: bool) -> str:
     return f"{'' if is_thinking else OPEN}{thought}{CLOSE + text if text else ''}"
 
 
+def ask(call: Call, prompt: Prompt, options: dict[str, Any], *, n: int = 1, most: int | None = None) -> Asked:
+    """`options` are those of Model.stream, for each of n answers, which end where they come to `most` tokens with
+    their prompt; None: those that might not fit the context are refused."""
+    ids, model = prompt.question.ids, call.served.model
+    if most is not None:
+        most = min(most, model.context_length)
+        check_room(len(ids), 1, most)
+        left = most - len(ids)
+        options = {**options, "max_tokens": min(options.get("max_tokens", left), left)}
+    if prompt.question.grammar:
+        options = {**options, "grammar": prompt.question.grammar}
+    return Asked(prompt, [model.begin_ids(ids, **each) for each in openai.each_seed(options, n)])
+
+
 class Reader:
     """One answer, as it comes."""
 
     def __init__(self, asked: Asked) -> None:
-        self._asked, self._thoughts = asked.question, ThoughtReader(asked.is_thinking)
+        self._asked, is_thinking = asked.prompt
+        self._thoughts = None if is_thinking is None else ThoughtReader(is_thinking)
         self._calls = CallReader(self._asked.style) if self._asked.style else None
 
     def push(self, piece: Piece) -> list[Part]:
-        return self._parts(self._thoughts.push(self._asked.text(piece)))
+        text = self._asked.text(piece)
+        return self._parts([(False, text)] if self._thoughts is None else self._thoughts.push(text))
 
     def finish(self, completion: Completion) -> End:
-        parts, reason = self._parts(self._thoughts.finish()), completion.finish_reason
+        parts, reason = self._parts(self._thoughts.finish() if self._thoughts else ()), completion.finish_reason
         if self._calls is None:
             return End(parts, [], reason)
         rest, calls = self._calls.finish()

@@ -58,8 +58,8 @@ def _asked(call: Call) -> Asked:
         options["logprobs"] = fields.get("top_logprobs", 0)
     messages, tools = messages_of(fields["messages"]), fields.get("tools", ())
     begun = messages.pop() if fields.get("continue_final_message") else None
-    choice, n = _choice(fields), fields.get("n", 1)
-    return turn.ask(call, messages, options, begun=begun, tools=tools, tool_choice=choice, n=n)
+    prompt = turn.prompt(call, messages, begun=begun, tools=tools, tool_choice=_choice(fields))
+    return turn.ask(call, prompt, options, n=fields.get("n", 1))
 
 
 def _check(fields: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from edgellm import __version__
-from edgellm.server import endpoints
+from edgellm.server import endpoints, errors
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.service import Call
 
-ERROR = {
+OPENAI = {
     "type": "object",
     "required": ["error"],
     "properties": {
@@ -28,6 +28,24 @@ ERROR = {
         }
     },
 }
+ANTHROPIC = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+OLLAMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+ERRORS: dict[errors.Shape, tuple[str, dict[str, Any]]] = {
+    errors.openai: ("Error", OPENAI),
+    errors.anthropic: ("AnthropicError", ANTHROPIC),
+    errors.ollama: ("OllamaError", OLLAMA),
+}
 
 
 async def description(call: Call) -> Response:
@@ -41,7 +59,7 @@ async def description(call: Call) -> Response:
             "info": {"title": "edgellm", "version": __version__},
             "paths": paths,
             "components": {
-                "schemas": {"Error": ERROR},
+                "schemas": dict(ERRORS.values()),
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             },
             "security": [{}, {"key": []}],
@@ -50,7 +68,8 @@ async def description(call: Call) -> Response:
 
 
 def _operation(endpoint: Endpoint, path: str) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    name, _ = ERRORS[errors.shape(path)]
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     made: dict[str, Any] = {
         "responses": {
             "200": {"description": "The answer."},
