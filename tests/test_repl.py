@@ -1,8 +1,11 @@
 """The conversation at a terminal: its commands, what it shows, and what it keeps."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from conftest import BUNDLED
@@ -15,6 +18,7 @@ from edgellm.repl import COMMANDS, Repl, checked, parsed
 from edgellm.screen import MarkdownScreen, Screen, complete_blocks
 from edgellm.thoughts import thoughts
 
+ROOT = Path(__file__).parents[1]
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
 
@@ -280,3 +284,27 @@ def test_ctrl_c_and_ctrl_d_in_a_terminal(smollm2_path):
         assert "Rome" in person.say("What is the capital of Italy? Answer in one word.")
         person.type("\x04")
         assert person.process.wait(20) == 0
+
+
+def texts(path):
+    """The lines that an SVG shows at last."""
+    groups = ElementTree.parse(path).getroot().findall("{*}g")
+    last = [group for group in groups if group.get("display") != "none"]
+    return ["".join(group.itertext()).replace("\xa0", " ") for group in last]
+
+
+def test_the_recording(smollm2_path, tmp_path):
+    """It is what the program shows, and the one in the README is of commands that there are."""
+    subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "docs" / "record.py", tmp_path / "chat.svg", "/show"], check=True
+    )
+    shown = texts(tmp_path / "chat.svg")
+    assert shown[1] == ">>> /show"
+    assert shown[2].startswith("smollm2: llama, 30 layers, ")
+    committed = ROOT / "docs" / "chat.svg"
+    assert f"]({committed.relative_to(ROOT).as_posix()})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert committed.stat().st_size < 60_000
+    said = [line.removeprefix(">>> ") for line in texts(committed) if line.startswith(">>> ")]
+    assert {line[1:].split()[0] for line in said if line.startswith("/")} <= COMMANDS.keys()
+    assert "What is the capital of France?" in said
+    assert "The capital of France is Paris." in texts(committed)
