@@ -31,7 +31,7 @@ APPLICATION = int.from_bytes(b"edgA", "big")
 """What SQLite keeps in the head of a file to tell whose it is."""
 LEAST_BYTES = 65536
 """SQLite's pages take some of them before there is any answer."""
-WAIT = 1.0
+WAIT = 5.0
 """Seconds for another process that writes; then the answer is made without the cache."""
 
 

@@ -218,6 +218,10 @@ def answer_options(options: dict[str, Any]) -> dict[str, Any]:
 def load_model(model: str, options: dict[str, Any], **more: Any) -> Model:
     from edgellm.api import load
 
+    if path := options.get("answer_cache"):
+        from edgellm.answer_cache import AnswerCache
+
+        more["answer_cache"] = AnswerCache(path)
     threads, ctx = options["threads"], options.get("ctx")
     return load(model, backend=options["backend"], context_length=ctx, n_threads=threads, **more)
 

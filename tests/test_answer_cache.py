@@ -1,6 +1,8 @@
 """Answers that were made before come again: the same pieces, with nothing evaluated, for the same question alone."""
 
 import asyncio
+import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from types import MappingProxyType
 
 import pytest
 from conftest import BUNDLED
+from serving import Server
 
 from edgellm.answer_cache import AnswerCache
 from edgellm.api import Model
@@ -165,6 +168,22 @@ def test_a_file_is_for_the_next_start_and_for_the_same_model(path, smollm2_path)
             assert not other.generate(PROMPT, **GREEDY).from_cache
     with AnswerCache(path) as cache, Model(smollm2_path, answer_cache=cache) as other:
         assert not other.generate(PROMPT, **GREEDY).from_cache
+
+
+def test_a_server_answers_from_a_file_after_a_restart(path):
+    body = {"prompt": PROMPT, "temperature": 0, "max_tokens": 12}
+    said = []
+    for _ in range(2):
+        with Server(BUNDLED, "--answer-cache", path) as server:
+            answers = [server.post("/v1/completions", body)[1] for _ in range(2)]
+            streamed = server.post("/v1/completions", {**body, "stream": True})[1]
+        texts = [
+            json.loads(line)["choices"][0]["text"] for line in re.findall(r"^data: (\{.*)", streamed, re.MULTILINE)
+        ]
+        said += [answer["choices"][0]["text"] for answer in answers] + ["".join(texts)]
+        cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+        assert cached == ([0, 5] if len(said) == 3 else [5, 5])
+    assert said == [", there was a little girl named Lily. She"] * 6
 
 
 def test_what_was_not_asked_for_the_longest_goes_first(path):

@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-origin", "origins", multiple=True, metavar="URL", help="A site whose pages may use the server; * for all."
 )
+@click.option(
+    "--answer-cache", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Answer from FILE what was asked before, where nothing is left to chance (temperature 0, or a seed).",
+)  # fmt: skip
 @runtime_options
 def command(
     models: tuple[str, ...], host: str, port: int, slots: int | None, queue: int, timeout: float, grace: int,
