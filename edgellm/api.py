@@ -20,6 +20,7 @@ from edgellm.arrays import F32
 from edgellm.backends import Backend
 from edgellm.backends._locked import Locked
 from edgellm.beams import Beam, beam_search
+from edgellm.cache import check_kind
 from edgellm.engine import Engine, Job, Listener
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
@@ -52,6 +53,7 @@ def load(
     at_once: int = AT_ONCE,
     cache_bytes: int | None = None,
     answer_cache: AnswerCache | None = None,
+    kv: str = "f16",
 ) -> Model:
     """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
 
@@ -59,7 +61,8 @@ def load(
     is by default all there are. Of the answers of `submit_ids`, up to `at_once` are made in a step, each in a cache of
     its own. What recent prompts and answers left in memory is used by those that begin alike: at most `cache_bytes` of
     it, by default what one full context takes, besides what open chats hold. An `answer_cache` gives answers again that
-    were made before: see edgellm.AnswerCache. Raises an EdgeError that says what is wrong and what to do.
+    were made before: see edgellm.AnswerCache. With `kv` "q8" keys and values are kept in 8 bits, which is half the
+    memory of "f16". Raises an EdgeError that says what is wrong and what to do.
     """
     return Model(
         store.resolve(os.fspath(model)),
@@ -69,6 +72,7 @@ def load(
         at_once=at_once,
         cache_bytes=cache_bytes,
         answer_cache=answer_cache,
+        kv=kv,
     )
 
 
@@ -88,12 +92,14 @@ class Model:
         at_once: int = AT_ONCE,
         cache_bytes: int | None = None,
         answer_cache: AnswerCache | None = None,
+        kv: str = "f16",
     ) -> None:
         path = Path(path)
         if n_threads is not None and n_threads < 1:
             raise ArgumentError(f"n_threads is {n_threads}; expected 1 or more")
         if cache_bytes is not None and cache_bytes < 0:
             raise ArgumentError(f"cache_bytes is {cache_bytes}; expected 0 or more")
+        check_kind(kv)
         name = backend or backends.best()
         backend_class = backends.get(name)
         loaded = open_model(path)
@@ -111,7 +117,7 @@ class Model:
         self.info, self.path, self.backend_name = info, path, name
         config = replace(self.config, context_length=self.context_length)
         self._backend: Backend = Locked(
-            backend_class(loaded.architecture, config, self._file.tensors, self.context_length, n_threads)
+            backend_class(loaded.architecture, config, self._file.tensors, self.context_length, n_threads, kv)
         )
         self.prefix_cache = PrefixCache(self._backend, self.context_length, cache_bytes)
         self._closed = False

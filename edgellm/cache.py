@@ -1,4 +1,7 @@
-"""What a slot remembers of its tokens, for the NumPy backend: float32, one ring a layer."""
+"""What a slot remembers of its tokens, for the NumPy backend: float32, one ring a layer.
+
+A cache of the kind "q8" gives back other keys and values than were put into it: `rounded` defines which.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,41 @@ import numpy as np
 
 from edgellm.architectures import LayerCache
 from edgellm.arrays import F32, I32, Array
+from edgellm.errors import ArgumentError
+from edgellm.quant import GROUP, divide, to_f16
 from edgellm.step import Step
+
+KINDS = ("f16", "q8")
+"""Of keys and values. Backends that compute in float32 take "f16" for what they have anyway."""
+
+
+def check_kind(kv: str) -> None:
+    if kv not in KINDS:
+        raise ArgumentError(f"kv is {kv!r}; expected {' or '.join(KINDS)}")
+
+
+def rounded(keys: F32, values: F32) -> tuple[F32, F32]:
+    """What is left of keys and values (..., head_dim) in 8 bits, with a float16 scale for GROUP dimensions of a key, as
+    in the weight format q8, and for a whole value. NaN where a number under the same scale is not finite."""
+    pad = -keys.shape[-1] % GROUP
+    groups = np.pad(keys, [(0, 0)] * (keys.ndim - 1) + [(0, pad)]).reshape(*keys.shape[:-1], -1, GROUP)
+    of_keys = _rounded(groups).reshape(*keys.shape[:-1], -1)[..., : keys.shape[-1]]
+    return of_keys, _rounded(values)
+
+
+def _rounded(groups: F32) -> F32:
+    """Of groups along the last axis."""
+    with np.errstate(invalid="ignore"):
+        scale = to_f16(np.abs(groups).max(-1, keepdims=True) / np.float32(127))
+        result: F32 = np.clip(np.rint(divide(groups, scale)), -127, 127) * scale.astype(np.float32)
+    return result
 
 
 class Ring:
     """What one layer remembers, by position modulo the capacity: a window costs little more than its size."""
 
-    def __init__(self, layer: LayerCache, context_length: int, max_rows: int) -> None:
-        self.window = layer.window or context_length
+    def __init__(self, layer: LayerCache, context_length: int, max_rows: int, kv: str = "f16") -> None:
+        self.window, self._rounds = layer.window or context_length, kv == "q8" and layer.n_arrays == 2
         shape = ring_shape(layer, context_length, max_rows)
         self.capacity, self._arrays = shape[0], [untouched(shape) for _ in range(layer.n_arrays)]
 
@@ -28,8 +58,9 @@ class Ring:
     def append(self, positions: I32, *values: F32) -> None:
         """An array each of (rows, n_kv_heads * head_dim)."""
         at = positions % self.capacity
-        for array, rows in zip(self._arrays, values, strict=True):
-            array[at] = rows.reshape(-1, *array.shape[1:])
+        heads = [rows.reshape(-1, *array.shape[1:]) for array, rows in zip(self._arrays, values, strict=True)]
+        for array, rows in zip(self._arrays, rounded(*heads) if self._rounds else heads, strict=True):
+            array[at] = rows
 
     def span(self, first: int, last: int) -> tuple[Array, ...]:
         """What rows at first..last may see: positions, and of each array (positions, n_kv_heads, head_dim)."""
@@ -108,8 +139,8 @@ class Held:
 class SlotCache(Held):
     """The cache of one slot: a ring for each layer that remembers."""
 
-    def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int) -> None:
-        self.rings = [Ring(layer, context_length, max_rows) for layer in layers]
+    def __init__(self, layers: Sequence[LayerCache], context_length: int, max_rows: int, kv: str = "f16") -> None:
+        self.rings = [Ring(layer, context_length, max_rows, kv) for layer in layers]
         super().__init__([(ring.capacity, ring.window) for ring in self.rings])
 
     def parts(self, length: int) -> list[Array]:

@@ -53,6 +53,14 @@ backend_option = click.option(
     "--backend", metavar="reference|cpu|cuda", help="What computes; default the best there is."
 )
 
+kv_option = click.option(
+    "--kv",
+    type=click.Choice(["f16", "q8"]),
+    default="f16",
+    show_default=True,
+    help="Keys and values of a context; q8 takes half the memory.",
+)
+
 runtime_options = _stack(
     click.option(
         "--ctx",
@@ -62,6 +70,7 @@ runtime_options = _stack(
     ),
     threads_option,
     backend_option,
+    kv_option,
 )
 
 
@@ -222,8 +231,8 @@ def load_model(model: str, options: dict[str, Any], **more: Any) -> Model:
         from edgellm.answer_cache import AnswerCache
 
         more["answer_cache"] = AnswerCache(path)
-    threads, ctx = options["threads"], options.get("ctx")
-    return load(model, backend=options["backend"], context_length=ctx, n_threads=threads, **more)
+    threads, ctx, kv = options["threads"], options.get("ctx"), options.get("kv", "f16")
+    return load(model, backend=options["backend"], context_length=ctx, n_threads=threads, kv=kv, **more)
 
 
 def load_with_slots(model: str, options: dict[str, Any], slots: int | None, promised: int = 0) -> Model:

@@ -93,5 +93,5 @@ def tensors(fmt):
     return tiny.tensors(sys.modules[__name__], Config(), fmt)
 
 
-def backend(fmt="f32", kind="cpu", context_length=320, n_threads=None):
-    return get(kind)(sys.modules[__name__], Config(), tensors(fmt), context_length, n_threads)
+def backend(fmt="f32", kind="cpu", context_length=320, n_threads=None, kv="f16"):
+    return get(kind)(sys.modules[__name__], Config(), tensors(fmt), context_length, n_threads, kv)

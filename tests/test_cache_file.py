@@ -29,11 +29,14 @@ TEXT = "Once upon a time there was a little girl named Lily. She liked to play i
 
 
 @pytest.mark.parametrize("kind", ["cpu", "reference"])
-@pytest.mark.parametrize("name", [*architectures.names(), "every_op"])
-def test_a_slot_goes_on_with_the_same_bits(name, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kv"), [*((name, "f16") for name in [*architectures.names(), "every_op"]), ("every_op", "q8")]
+)
+def test_a_slot_goes_on_with_the_same_bits(name, kv, kind, tmp_path):
     """In another process' place: another backend of the same model, a slot that has held other tokens."""
     made = [
-        every_op.backend("f32", kind) if name == "every_op" else tiny.backend(name, "f32", kind, CONTEXT) for _ in "12"
+        every_op.backend("f32", kind, kv=kv) if name == "every_op" else tiny.backend(name, "f32", kind, CONTEXT)
+        for _ in "12"
     ]
     rng = fresh.rng("files", name, kind)
     ids = [int(id) for id in rng.integers(0, 97, LENGTH)]
@@ -81,6 +84,23 @@ def test_a_file_saves_the_work(model, tmp_path):
     assert again.timings.cached_tokens == len(first.prompt_ids) - 1
     assert batch[1].timings.cached_tokens >= len(first.prompt_ids) - 1
     assert [file.name for file in tmp_path.iterdir()] == ["lily.cache"]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_file_is_of_one_kind_of_cache(backend, tmp_path):
+    path = tmp_path / "cache"
+    with reopened(backend, kv="q8") as model:
+        first = model.generate(TEXT, **GREEDY)
+        model.save_cache(path)
+    with reopened(backend, kv="q8") as model:
+        model.load_cache(path)
+        again = model.generate(TEXT, **GREEDY)
+    assert again.ids == first.ids
+    assert again.timings.cached_tokens == len(first.prompt_ids) - 1
+    with reopened(backend) as model, pytest.raises(ArgumentError, match="was made with another layout of the cache"):
+        model.load_cache(path)
+    with pytest.raises(ArgumentError, match="kv is 'q4'; expected f16 or q8"):
+        reopened(backend, kv="q4")
 
 
 def test_nothing_to_save_and_nowhere(tmp_path):

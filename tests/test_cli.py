@@ -68,6 +68,23 @@ def test_fit():
     assert json.loads(edgellm("fit", "stories260k", "--backend", "reference", "--json").stdout)["arena"] == 0
 
 
+def test_a_cache_of_8_bits(tmp_path):
+    """Heads of stories260K are so short that whole vectors take more."""
+    facts = [json.loads(edgellm("fit", "stories260k", "--kv", kv, "--json").stdout) for kv in ("f16", "q8")]
+    assert [each["kv"] for each in facts] == ["f16", "q8"]
+    assert facts[0]["cache"] != facts[1]["cache"]
+    run = edgellm("generate", "Once upon a time", "-m", "stories260k", "--temp", 0, "-n", 8, "--kv", "q8")
+    assert run.stdout == ", there was a little girl\n"
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time, there was a little girl named Lily.\n" * 20)
+    found, other = (
+        json.loads(edgellm("perplexity", "stories260k", text, "--ctx", 64, "--kv", kv, "--json").stdout)["value"]
+        for kv in ("q8", "f16")
+    )
+    assert 0 < abs(found / other - 1) < 0.05
+    assert "'q4' is not one of 'f16', 'q8'" in edgellm("chat", "Hi", "--kv", "q4", code=2).stderr
+
+
 def test_doctor():
     found = json.loads(edgellm("doctor", "--json").stdout)
     assert found["self-test"]["reference"].startswith("', there was a little girl")
@@ -196,6 +213,8 @@ def test_bench():
     assert (pp["test"], tg["test"], len(pp["runs"])) == ("pp16", "tg4", 3)
     assert 0 < tg["min"] <= tg["median"] <= tg["max"]
     assert re.search(r"^tg4 +\d+\.\d\d  \[", edgellm("bench", "stories260k", "-p", 0, "-n", 4).stdout, re.MULTILINE)
+    run = edgellm("bench", "stories260k", "-p", 0, "-n", 4, "-r", 1, "--kv", "q8", "--json")
+    assert json.loads(run.stdout)["kv"] == "q8"
 
 
 def test_eval(tmp_path):

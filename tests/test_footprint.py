@@ -66,6 +66,16 @@ def test_kernels_touch_no_more_than_was_told():
     assert np.isfinite(backend.footprint.arena)
 
 
+@pytest.mark.parametrize(("name", "head_dim"), [("llama", 64), ("llama", 96), ("qwen3", 128), ("gemma3_text", 256)])
+def test_a_cache_of_8_bits_takes_half(name, head_dim):
+    """8 bits for each number, 16 for the scale of 32 of a key, and of a value."""
+    half, whole = (
+        tiny.backend(name, "f32", "cpu", context_length=2048, head_dim=head_dim, kv=kv).bytes_of(2048)
+        for kv in ("q8", "f16")
+    )
+    assert half / whole == (2 * head_dim + head_dim / 16 + 2) / (4 * head_dim) < 0.53
+
+
 def test_resident_memory(tmp_path):
     statm = tmp_path / "statm"
     assert resident_memory(statm) is None

@@ -94,6 +94,29 @@ def sums(n, x, factors, out_1, out_4, counts):
     set_i64(counts + 8, vectors_4())
 
 
+def code_sums(n, x, codes, factors, halves, out_1, out_4):
+    """For one query, and for four: of n times 64 bytes with 4 codes each, the dot products from a start, scaled, added
+    and weighted; then n products of vectors of codes and factors."""
+    one, four = zeros_1(), zeros_4()
+    for i in range(n):
+        p, c, f, h = x + 64 * i, codes + 4 * i, factors + 4 * i, halves + 32 * i
+        part = scaled_1(dot_1(starts_1(c, 4 * n), p, 64, c, 4 * n), f, 4 * n)
+        one = add_weighted_1(one, h, 32, add_scaled_1(part, dot_1(starts_1(c, 0), p, 128, c, 0), f, 0))
+        one = fma_codes_1(one, p, 16, f, 4 * n)
+        part = scaled_4(dot_4(starts_4(c, 4 * n), p, 64, c, 4 * n), f, 4 * n)
+        four = add_weighted_4(four, h, 32, add_scaled_4(part, dot_4(starts_4(c, 4 * n), p, 128, c, 4 * n), f, 4 * n))
+        four = fma_codes_4(four, p, 16, f, 4 * n)
+    store_1(out_1, 512, one)
+    store_4(out_4, 512, four)
+
+
+def nearest_codes(n, x, stored, scattered):
+    """16 n float32 to int8, and with 128 added four at a time, those n apart."""
+    for i in range(n):
+        store_codes(stored + 16 * i, load_f32(x + 64 * i))
+        scatter_codes(scattered + 4 * i, 4 * n, load_f32(x + 64 * i))
+
+
 def firsts(x, y, out):
     """The first 0 to 16 lanes of x, the others of y."""
     for count in range(17):
@@ -126,7 +149,9 @@ def scalars(x, out):
     set_i64(out + 24, fetched_lines())
 
 
-BODIES = (dots, pairs_of_bits, floats, folds, codes, sums, firsts, halves, singles, scalars)
+BODIES = (
+    dots, pairs_of_bits, floats, folds, codes, sums, code_sums, nearest_codes, firsts, halves, singles, scalars
+)  # fmt: skip
 
 
 @cache
@@ -309,6 +334,42 @@ def test_sums_of_some_queries(name, rng):
         assert np.isnan(found[:, count:]).all()
     if name != "plain":
         assert tuple(counts) == (4, isa.get(name).ROWS // 4)
+
+
+def test_sums_of_codes_are_as_in_plain_python(name, rng, monkeypatch):
+    """For one query and for four, of as many vectors as the ISA has registers for."""
+    n, found = 30, isa.get(name)
+    x = rng.integers(0, 256, 64 * n + 1024).astype(np.uint8)
+    codes = rng.integers(-128, 128, (4, n, 4)).astype(np.int8)
+    factors = rng.uniform(-1, 1, (4, n)).astype(np.float32)
+    halves = rng.uniform(-1, 1, (n + 8, LANES)).astype(np.float16)
+    starts = np.full((4, 4, 8, LANES), np.nan, np.float32)
+    arrays = [array.ctypes.data for array in (x, codes, factors, halves)]
+    compiled(code_sums, name)(n, *arrays, starts[0].ctypes.data, starts[1].ctypes.data)
+    body = FunctionType(code_sums.__code__, {**globals(), **vars(plain)}, code_sums.__name__)
+    for at, (queries, count) in enumerate(((1, 4), (4, found.ROWS // 4))):
+        monkeypatch.setattr(plain, "VECTORS", count)
+        body(n, *arrays, starts[2].ctypes.data, starts[3].ctypes.data)
+        expected = starts[2 + at, :queries, :count]
+        assert np.isfinite(expected).all()
+        np.testing.assert_array_equal(starts[at, :queries, :count].view(np.int32), expected.view(np.int32))
+        assert np.isnan(starts[at, queries:]).all()
+        assert np.isnan(starts[at, :, count:]).all()
+
+
+@pytest.mark.parametrize("name", [*isa.runnable(), "plain"])
+def test_nearest_codes(name, rng):
+    x = np.concatenate([np.arange(-140, 140, 0.5), rng.uniform(-200, 200, 992), [1e9, -1e9, np.inf, -np.inf] * 4])
+    x = x.astype(np.float32).reshape(-1, LANES)
+    stored, scattered = np.zeros(x.shape, np.int8), np.zeros((4, len(x), 4), np.uint8)
+    if name == "plain":
+        body = FunctionType(nearest_codes.__code__, {**globals(), **vars(plain)}, nearest_codes.__name__)
+        body(len(x), *(array.ctypes.data for array in (x, stored, scattered)))
+    else:
+        run(nearest_codes, name, len(x), x, stored, scattered)
+    expected = np.clip(np.rint(x), -127, 127)
+    np.testing.assert_array_equal(stored[:-1], expected[:-1])
+    np.testing.assert_array_equal(scattered.swapaxes(0, 1).reshape(x.shape)[:-1], expected[:-1] + 128)
 
 
 def test_fma_rounds_once(name):

@@ -28,11 +28,11 @@ def config(name):
     return architectures.get(name).Config.tiny()
 
 
-def backend(name, fmt="f32", kind="reference", context_length=64, max_rows=None, n_threads=None, **changes):
+def backend(name, fmt="f32", kind="reference", context_length=64, max_rows=None, n_threads=None, kv="f16", **changes):
     """A backend of that kind with a tiny random model of the architecture; `changes` go into its config."""
     architecture = architectures.get(name)
     config = replace(architecture.Config.tiny(), context_length=context_length, **changes)
-    made = get(kind)(architecture, config, tensors(architecture, config, fmt), context_length, n_threads)
+    made = get(kind)(architecture, config, tensors(architecture, config, fmt), context_length, n_threads, kv)
     if max_rows:
         made.MAX_ROWS = max_rows
     return made

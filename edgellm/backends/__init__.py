@@ -34,7 +34,9 @@ class Backend(Protocol):
         tensors: dict[str, Tensor],
         context_length: int,
         n_threads: int | None,
-    ) -> None: ...
+        kv: str = "f16",
+    ) -> None:
+        """`kv` is what keys and values are in its caches, of cache.KINDS."""
 
     def open_slot(self) -> int:
         """A new, empty slot for up to context_length tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgellm.architectures import Architecture, LayerCache
 from edgellm.arrays import F32, I32, Array, address
 from edgellm.cache import Held, Slots
 from edgellm.footprint import Footprint
-from edgellm.kernels import Body, Compiler, Kernel, compiler, dots, layout
+from edgellm.kernels import Body, Compiler, Kernel, attention_q8, compiler, dots, layout
 from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
 from edgellm.kernels.best import best
 from edgellm.kernels.experts import combine, expert_matmul, expert_prepare, route
@@ -73,18 +74,23 @@ OPS: dict[type[Op], tuple[Body, ...]] = {
 """What is compiled for ops besides ALWAYS."""
 
 
-def needed(formats: Iterable[str], most_rows: int, ops: Iterable[type[Op]] = tuple(OPS)) -> list[Kernel]:
+OF_CACHES = rope_append, attention
+"""Of these, what depends on the kind of the cache."""
+
+
+def needed(
+    formats: Iterable[str], most_rows: int, ops: Iterable[type[Op]] = tuple(OPS), kv: str = "f16"
+) -> list[Kernel]:
     """The kernels of any model of these ops with matrices in these formats, for up to `most_rows` rows at once."""
     wanted = set(ops)
     bodies: list[Body] = [*ALWAYS, *(body for op, of_op in OPS.items() if op in wanted for body in of_op)]
     rows = sorted({1, min(4, most_rows), most_rows})
     products = [Kernel(getattr(dots, fmt), n) for fmt in sorted(set(formats)) for n in rows]
-    return [*(Kernel(body) for body in bodies), *products]
+    return [*(Kernel(body, cache=kv if body in OF_CACHES else "f16") for body in bodies), *products]
 
 
 class Backend(Slots["_Slot"]):
     MAX_ROWS = 128  # so that what ops leave for each other stays in the caches
-    CACHE_LAYOUT = "float16 1"
 
     def __init__(
         self,
@@ -93,14 +99,16 @@ class Backend(Slots["_Slot"]):
         tensors: dict[str, Tensor],
         context_length: int,
         n_threads: int | None = None,
+        kv: str = "f16",
     ) -> None:
+        self.CACHE_LAYOUT, self._kv = ("float16 1" if kv == "f16" else f"{kv} 1"), kv
         self._vocab_size = config.vocab_size
         self._kernels, plan = compiler(isa.detect()), record(architecture, config, tensors)
         self._plan = plan  # whose arrays the records point into
         most_rows = self._kernels.isa.ROWS if self._kernels.load(self._needed(self._kernels.isa.ROWS)) else 1
         self._kernels.get(self._needed(most_rows))
         self._team = Team(self._kernels, n_threads)
-        self._memory = _Memory(plan, context_length, self.MAX_ROWS, self._team.n_threads)
+        self._memory = _Memory(plan, context_length, self.MAX_ROWS, self._team.n_threads, kv)
         self._lower(most_rows)
         self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
         # A step's numbers always stand in the same memory: after each step Python is slow, as weights have taken the
@@ -124,7 +132,7 @@ class Backend(Slots["_Slot"]):
 
     def _needed(self, most_rows: int) -> list[Kernel]:
         formats = (weight.format for weight in self._plan.matrices())
-        return needed(formats, most_rows, {type(op) for op in self._plan.ops})
+        return needed(formats, most_rows, {type(op) for op in self._plan.ops}, self._kv)
 
     def _lower(self, most_rows: int) -> None:
         self._kernels.get(self._needed(most_rows))
@@ -218,7 +226,7 @@ def _cells(count: int, prefix: str, fields: dict[str, Any]) -> Array:
 class _Layer:
     """Where what a layer remembers stands in a slot's memory: keys and values, or what a convolution reads."""
 
-    def __init__(self, cache: LayerCache, context_length: int, max_rows: int, offset: int) -> None:
+    def __init__(self, cache: LayerCache, context_length: int, max_rows: int, offset: int, kv: str) -> None:
         block = layout.KEY_BLOCK
         window = cache.window or context_length
         self.window = cache.window or 0
@@ -226,9 +234,15 @@ class _Layer:
         if self.capacity < context_length:  # a ring holds whole blocks, of which the first may be half forgotten
             self.capacity += block
         self.cache, self.keys = cache, offset
-        values = cache.n_kv_heads * cache.head_dim
-        self.values = offset + 2 * self.capacity * (values if cache.n_arrays == 2 else -(-values // 16) * 16)
-        self.end = 2 * self.values - offset
+        self.takes_turns = kv == "q8" and cache.n_arrays == 2
+        """For each block, values stand behind the keys."""
+        heads, values = cache.n_kv_heads * (self.capacity // block), cache.n_kv_heads * cache.head_dim
+        if self.takes_turns:
+            self.values = offset + attention_q8.key_bytes(cache.head_dim)
+            self.end = offset + heads * attention_q8.block_bytes(cache.head_dim)
+        else:
+            self.values = offset + 2 * self.capacity * (values if cache.n_arrays == 2 else -(-values // 16) * 16)
+            self.end = 2 * self.values - offset
 
     @property
     def ring(self) -> tuple[int, int]:
@@ -244,9 +258,9 @@ class _Layer:
         if self.cache.n_arrays == 1:
             return [memory[self.keys : self.end].reshape(self.capacity, -1)[:length]]
         blocks = -(-length // layout.KEY_BLOCK)
-        keys, values = memory[self.keys : self.values], memory[self.values : self.end]
+        bounds = (self.keys, self.end) if self.takes_turns else (self.keys, self.values, self.end)
         heads = self.cache.n_kv_heads, self.capacity // layout.KEY_BLOCK, -1
-        return [part.reshape(heads)[:, :blocks] for part in (keys, values)]
+        return [memory[start:end].reshape(heads)[:, :blocks] for start, end in pairwise(bounds)]
 
 
 class _Slot(Held):
@@ -266,7 +280,8 @@ def _slot_bytes(layers: list[_Layer]) -> int:
 class _Memory:
     """The arrays of a plan, for at most max_rows rows."""
 
-    def __init__(self, plan: Plan, context_length: int, max_rows: int, n_threads: int) -> None:
+    def __init__(self, plan: Plan, context_length: int, max_rows: int, n_threads: int, kv: str) -> None:
+        self.kv = kv
         self._arrays: dict[str, tuple[Array, int]] = {}
         self._addresses: dict[ExpertMatmul, Array] = {}
         for buffer in plan.buffers():
@@ -276,7 +291,7 @@ class _Memory:
         self.layers: list[_Layer] = []
         for cache in plan.caches:
             start = self.layers[-1].end if self.layers else 0
-            self.layers.append(_Layer(cache, context_length, max_rows, start))
+            self.layers.append(_Layer(cache, context_length, max_rows, start, kv))
         matmuls = plan.matmuls()
         self.packed = _block(max(max_rows * op.out.times * packed_bytes(_one(op)) for op in matmuls))
         packed = max(packed_bytes(_one(op)) for op in matmuls)
@@ -460,7 +475,8 @@ class _Lowering:
     def _rope_append(self, op: RopeAppend) -> dict[str, Any]:
         (q, q_stride), (k, k_stride) = self._memory.place(op.q.x), self._memory.place(op.k.x)
         fields = {
-            **self._heads(op.q.x, self._memory.layers[op.layer]), "OP": self._kernels.op(rope_append), "BARRIER": 1,
+            **self._heads(op.q.x, self._memory.layers[op.layer]), "BARRIER": 1,
+            "OP": self._kernels.op(rope_append, self._memory.kv),
             "QUERIES": q, "SOURCE_STRIDE": q_stride, "KEYS": k, "TARGET_STRIDE": k_stride,
             "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q", "NORM_EPS"),
             **_head_norm(op.k, "K", "K_NORM_EPS"),
@@ -484,7 +500,7 @@ class _Lowering:
             "SOURCE_STRIDE": self._memory.place(op.q)[1], "TARGET_STRIDE": self._memory.place(op.out)[1],
             "PARTIALS": address(self._memory.partials), "SCALE": float(op.scale), "SOFTCAP": float(op.softcap),
         }  # fmt: skip
-        yield {**fields, "OP": self._kernels.op(attention), "BARRIER": 1}
+        yield {**fields, "OP": self._kernels.op(attention, self._memory.kv), "BARRIER": 1}
         yield {**fields, "OP": self._kernels.op(attention_merge), "BARRIER": 3}
 
     def _short_conv(self, op: ShortConv) -> dict[str, Any]:

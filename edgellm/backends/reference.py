@@ -28,7 +28,6 @@ _ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 class Backend(Slots[SlotCache]):
     MAX_ROWS = 512
-    CACHE_LAYOUT = "float32 1"
 
     def __init__(
         self,
@@ -37,7 +36,9 @@ class Backend(Slots[SlotCache]):
         tensors: dict[str, Tensor],
         context_length: int,
         n_threads: int | None = None,
+        kv: str = "f16",
     ) -> None:
+        self.CACHE_LAYOUT, self._kv = ("float32 1" if kv == "f16" else f"float32 of {kv} 1"), kv
         self._architecture, self._config, self._weights = architecture, config, Weights(tensors)
         self._blas, self._n_threads = ThreadpoolController(), n_threads
         super().__init__(context_length)
@@ -57,7 +58,7 @@ class Backend(Slots[SlotCache]):
         )
 
     def _new_slot(self) -> SlotCache:
-        return SlotCache(self._layers, self._context_length, self.MAX_ROWS)
+        return SlotCache(self._layers, self._context_length, self.MAX_ROWS, self._kv)
 
     def run(self, step: Step) -> F32:
         return self._forward(step, _Ops)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.options import backend_option, json_option, load_model, threads_option
+from edgellm.options import backend_option, json_option, kv_option, load_model, threads_option
 
 
 @click.command()
@@ -29,6 +29,7 @@ from edgellm.options import backend_option, json_option, load_model, threads_opt
 )
 @threads_option
 @backend_option
+@kv_option
 @json_option
 def command(
     model: str, n_prompt: int, n_generate: int, repeats: int, depth: int, as_json: bool, **options: Any
@@ -43,6 +44,7 @@ def command(
             "backend": loaded.backend_name,
             "threads": options["threads"],
             "depth": depth,
+            "kv": options["kv"],
         }
     if as_json:
         click.echo(json.dumps({**facts, "tests": results}))

@@ -18,7 +18,7 @@ LARGEST = 256_000_000
 @click.argument("model")
 @runtime_options
 @json_option
-def command(model: str, ctx: int | None, threads: int | None, backend: str | None, as_json: bool) -> None:
+def command(model: str, ctx: int | None, threads: int | None, backend: str | None, kv: str, as_json: bool) -> None:
     """Tell whether MODEL fits into this machine's memory, and how fast it can decode at most.
 
     Exits with 11 if a full context does not fit, as loading it would.
@@ -30,11 +30,11 @@ def command(model: str, ctx: int | None, threads: int | None, backend: str | Non
 
     loaded = open_model(store.resolve(model))
     name, context = backend or backends.best(), allowed_context(ctx, loaded.config.context_length)
-    made = backends.get(name)(loaded.architecture, loaded.config, loaded.file.tensors, context, threads)
+    made = backends.get(name)(loaded.architecture, loaded.config, loaded.file.tensors, context, threads, kv)
     footprint, available = made.footprint, available_memory()
     made.close()
     facts: dict[str, Any] = {
-        "model": loaded.file.info.name, "backend": name, "context": context, **asdict(footprint),
+        "model": loaded.file.info.name, "backend": name, "context": context, "kv": kv, **asdict(footprint),
         "total": footprint.total, "available": available,
     }  # fmt: skip
     if name == "cpu":

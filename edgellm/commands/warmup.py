@@ -30,12 +30,13 @@ def _compile() -> None:
 
     backends.get("cpu")
     from edgellm.backends.cpu import needed
+    from edgellm.cache import KINDS
     from edgellm.kernels import compiler, objects
     from edgellm.shared import make_folder
 
     make_folder(objects.folder() / objects.key())  # or say at once that it cannot be
     kernels, started = compiler(isa.detect()), time.perf_counter()
-    every = needed(quant.names(), kernels.isa.ROWS)
+    every = list(dict.fromkeys(kernel for kv in KINDS for kernel in needed(quant.names(), kernels.isa.ROWS, kv=kv)))
     n_there = sum(kernels.kept(kernel) for kernel in every)
     kernels.get(every)
     if not all(kernels.kept(kernel) for kernel in every):

@@ -20,6 +20,7 @@ from numba.extending import intrinsic, models, register_model
 from edgellm.isa import host
 from edgellm.isa._llvm import (
     BYTES,
+    CODES,
     F16,
     F32,
     FLOATS,
@@ -115,11 +116,24 @@ def _prefetch(b: ir.IRBuilder, p: Any) -> None:
     call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(p, I8.as_pointer()), I32(0), I32(2), I32(1))
 
 
-def _scatter(b: ir.IRBuilder, p: Any, step: Any, x: Any) -> None:
-    halves = b.fptrunc(x, HALVES)
-    for lane in range(LANES):
-        store(b, p, b.extract_element(halves, I32(lane)))
+def _scatter(b: ir.IRBuilder, p: Any, step: Any, lanes: Any) -> None:
+    for lane in range(lanes.type.count):
+        store(b, p, b.extract_element(lanes, I32(lane)))
         p = b.add(p, step)
+
+
+def _codes(b: ir.IRBuilder, x: Any) -> Any:
+    """The nearest whole numbers, halves to even, as bytes from -127 to 127; any for NaN."""
+    whole = b.fptosi(call(b, "llvm.rint.v16f32", FLOATS, x), INTS)
+    for sign, most in ((">", 127), ("<", -127)):
+        whole = b.select(b.icmp_signed(sign, whole, constant(INTS, most)), constant(INTS, most), whole)
+    return b.trunc(whole, CODES)
+
+
+def _scatter_codes(b: ir.IRBuilder, p: Any, step: Any, x: Any) -> None:
+    """From 1 to 255."""
+    unsigned = b.xor(_codes(b, x), constant(CODES, -128))
+    _scatter(b, p, step, b.bitcast(unsigned, ir.VectorType(I32, LANES // 4)))
 
 
 def _first(b: ir.IRBuilder, count: Any, x: Any, other: Any) -> Any:
@@ -154,7 +168,11 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int)
         "load_f16": operation(lambda b, p: b.fpext(load(b, p, HALVES), FLOATS), F, ADDRESS),
         "store_f32": operation(store, types.void, ADDRESS, F),
         "store_f16": operation(lambda b, p, x: store(b, p, b.fptrunc(x, HALVES)), types.void, ADDRESS, F),
-        "scatter_f16": operation(_scatter, types.void, ADDRESS, ADDRESS, F),
+        "scatter_f16": operation(
+            lambda b, p, step, x: _scatter(b, p, step, b.fptrunc(x, HALVES)), types.void, ADDRESS, ADDRESS, F
+        ),
+        "store_codes": operation(lambda b, p, x: store(b, p, _codes(b, x)), types.void, ADDRESS, F),
+        "scatter_codes": operation(_scatter_codes, types.void, ADDRESS, ADDRESS, F),
         "quantize_64": operation(quantize_64, types.void, ADDRESS, ADDRESS),
         "splat_i32": operation(lambda b, p: splat(b, load(b, p, I32)), N, ADDRESS),
         "splat_f32": operation(lambda b, p: splat(b, load(b, p, F32)), F, ADDRESS),
@@ -185,7 +203,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int)
         "prefetch": operation(_prefetch, types.void, ADDRESS),
         "fetched_lines": operation(lambda b: I64(2 if host()[1].startswith("znver") else 1), ADDRESS),
     }
-    return scalars | vectors | sums_primitives(4, rows // 4) | sums_primitives(1, 4)
+    return scalars | vectors | sums_primitives(4, rows // 4, dot4_u8) | sums_primitives(1, 4, dot4_u8)
 
 
 class Rows(types.Type):  # type: ignore[misc]
@@ -202,13 +220,14 @@ class _RowsModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, rows, rows.llvm)
 
 
-def sums_primitives(queries: int, n: int) -> dict[str, Any]:
+def sums_primitives(queries: int, n: int, dot4_u8: Callable[..., Any]) -> dict[str, Any]:
     """The operations of attention on sums in registers: `n` vectors of each of so many queries. Names end with that
     number. Vector v of query q stands at p + q * step + 64 * v."""
     sums, places = Rows(F, queries * n), [(query, v) for query in range(queries) for v in range(n)]
+    ints = Rows(N, queries * n)
 
     def gathered(b: ir.IRBuilder, vectors: list[Any]) -> Any:
-        rows = ir.Constant(sums.llvm, ir.Undefined)
+        rows = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
         for i, vector in enumerate(vectors):
             rows = b.insert_value(rows, vector, i)
         return rows
@@ -226,13 +245,49 @@ def sums_primitives(queries: int, n: int) -> dict[str, Any]:
         for i, place in enumerate(places):
             store(b, of(b, p, step, *place), b.extract_value(rows, i))
 
+    def loads(b: ir.IRBuilder, x: Any, step: Any, kind: ir.Type) -> list[Any]:
+        return [load(b, at(b, x, step, v), kind) for v in range(n)]
+
+    def splats(b: ir.IRBuilder, p: Any, step: Any, kind: ir.Type) -> list[Any]:
+        return [splat(b, load(b, at(b, p, step, query), kind)) for query in range(queries)]
+
+    def each(b: ir.IRBuilder, emit: Callable[[int, int, int], Any]) -> Any:
+        return gathered(b, [emit(i, query, v) for i, (query, v) in enumerate(places)])
+
+    def added(b: ir.IRBuilder, x: Any, y: Any, rows: Any, i: int) -> Any:
+        return call(b, "llvm.fma.v16f32", FLOATS, x, y, b.extract_value(rows, i))
+
     def fma(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
-        vectors = [b.fpext(load(b, at(b, x, x_step, v), HALVES), FLOATS) for v in range(n)]
-        factors = [splat(b, load(b, at(b, factor, factor_step, query), F32)) for query in range(queries)]
-        return gathered(b, [
-            call(b, "llvm.fma.v16f32", FLOATS, vectors[v], factors[query], b.extract_value(rows, i))
-            for i, (query, v) in enumerate(places)
-        ])  # fmt: skip
+        vectors = [b.fpext(half, FLOATS) for half in loads(b, x, x_step, HALVES)]
+        factors = splats(b, factor, factor_step, F32)
+        return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
+
+    def fma_codes(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
+        vectors = [b.sitofp(code, FLOATS) for code in loads(b, x, x_step, CODES)]
+        factors = splats(b, factor, factor_step, F32)
+        return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
+
+    def starts(b: ir.IRBuilder, p: Any, step: Any) -> Any:
+        found = splats(b, p, step, I32)
+        return each(b, lambda i, query, v: found[query])
+
+    def dot(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, codes: Any, codes_step: Any) -> Any:
+        vectors, quads = loads(b, x, x_step, BYTES), splats(b, codes, codes_step, I32)
+        return each(b, lambda i, query, v: dot4_u8(b, b.extract_value(rows, i), vectors[v], quads[query]))
+
+    def scaled(b: ir.IRBuilder, rows: Any, p: Any, step: Any) -> Any:
+        factors = splats(b, p, step, F32)
+        return each(b, lambda i, query, v: b.fmul(b.sitofp(b.extract_value(rows, i), FLOATS), factors[query]))
+
+    def add_scaled(b: ir.IRBuilder, sums: Any, rows: Any, p: Any, step: Any) -> Any:
+        factors = splats(b, p, step, F32)
+        return each(
+            b, lambda i, query, v: added(b, b.sitofp(b.extract_value(rows, i), FLOATS), factors[query], sums, i)
+        )
+
+    def add_weighted(b: ir.IRBuilder, rows: Any, w: Any, w_step: Any, sums: Any) -> Any:
+        weights = [b.fpext(half, FLOATS) for half in loads(b, w, w_step, HALVES)]
+        return each(b, lambda i, query, v: added(b, weights[v], b.extract_value(sums, i), rows, i))
 
     primitives = {
         "vectors": operation(lambda b: I64(n), ADDRESS),
@@ -240,6 +295,12 @@ def sums_primitives(queries: int, n: int) -> dict[str, Any]:
         "load": operation(loaded, sums, ADDRESS, ADDRESS),
         "store": operation(stored, types.void, ADDRESS, ADDRESS, sums),
         "fma": operation(fma, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
+        "fma_codes": operation(fma_codes, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
+        "starts": operation(starts, ints, ADDRESS, ADDRESS),
+        "dot": operation(dot, ints, ints, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
+        "scaled": operation(scaled, sums, ints, ADDRESS, ADDRESS),
+        "add_scaled": operation(add_scaled, sums, sums, ints, ADDRESS, ADDRESS),
+        "add_weighted": operation(add_weighted, sums, sums, ADDRESS, ADDRESS, sums),
     }
     return {f"{name}_{queries}": primitive for name, primitive in primitives.items()}
 

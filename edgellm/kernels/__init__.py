@@ -28,6 +28,8 @@ class Kernel(NamedTuple):
 
     body: Body
     rows: int = 0
+    cache: str = "f16"
+    """What keys and values are, for a body that has to do with them."""
 
     @property
     def n_arguments(self) -> int:
@@ -36,9 +38,10 @@ class Kernel(NamedTuple):
 
     @property
     def name(self) -> str:
-        """'matmul.matmul', 'dots.q4-12'."""
+        """'matmul.matmul', 'dots.q4-12', 'attention.attention-q8'."""
         module = self.body.__module__.rpartition(".")[2]
-        return f"{module}.{self.body.__name__}" + (f"-{self.rows}" if self.rows else "")
+        kind = f"-{self.rows}" * bool(self.rows) + f"-{self.cache}" * (self.cache != "f16")
+        return f"{module}.{self.body.__name__}{kind}"
 
 
 class Compiler:
@@ -51,18 +54,19 @@ class Compiler:
         self._bodies: Any = None
         self._lock = threading.RLock()
 
-    def op(self, body: Body) -> int:
+    def op(self, body: Body, cache: str = "f16") -> int:
         """Address of an op: (record, step, thread, n_threads) -> nothing."""
-        return self._address(Kernel(body))
+        return self._address(Kernel(body, cache=cache))
 
     def dot(self, body: Body, rows: int) -> int:
         """Address of a dot kernel for that many rows of activations; see dots."""
         return self._address(Kernel(body, rows))
 
-    def function(self, body: Body) -> Any:
+    def function(self, body: Body, cache: str = "f16") -> Any:
         """A body to call from Python with integers, for one; it runs without the interpreter's lock."""
-        self._address(Kernel(body))
-        return self._functions[Kernel(body)]
+        kernel = Kernel(body, cache=cache)
+        self._address(kernel)
+        return self._functions[kernel]
 
     def kept(self, kernel: Kernel) -> bool:
         """Whether the kernel is on disk."""

@@ -8,6 +8,8 @@ nothing, and so nothing of Python or Numba is left in the object.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -31,7 +33,7 @@ class Bodies:
     def __init__(self, isa: Isa) -> None:
         self._isa, self._target = isa, _target()
         self._primitives = {**primitives(isa.dot4, isa.dot4_u8, isa.ROWS), **calls()}
-        self._inlined: dict[Body, Any] = {}
+        self._inlined: dict[tuple[Body, str], Any] = {}
 
     def object_file(self, kernel: Kernel) -> bytes:
         """The kernel for this machine."""
@@ -93,29 +95,39 @@ class Bodies:
         there = self._primitives
         if kernel.rows:
             there = {**there, **row_primitives(self._isa.dot4, self._isa.dot4_u8, kernel.rows)}
-        return self._rebuilt(kernel.body, there)
+        return self._rebuilt(kernel.body, there, kernel.cache)
 
-    def _rebuilt(self, body: Body, there: dict[str, Any]) -> Body:
+    def _rebuilt(self, body: Body, there: dict[str, Any], cache: str) -> Body:
         """The body with an ISA's primitives, and bodies that can be inlined, under the names that it uses."""
         assert isinstance(body, FunctionType)
         names = {name: there[name] for name in body.__code__.co_names if name in there}
+        others = stand_ins(cache)
         for name in body.__code__.co_names:
-            callee = body.__globals__.get(name)
+            callee = others.get(name, body.__globals__.get(name))
             if (
                 name not in names
                 and isinstance(callee, FunctionType)
                 and callee.__module__.startswith("edgellm.kernels")
             ):
-                names[name] = self._inline(callee)
+                names[name] = self._inline(callee, cache)
         return FunctionType(body.__code__, {**body.__globals__, **names}, body.__name__, body.__defaults__)
 
-    def _inline(self, body: Body) -> Any:
-        if body not in self._inlined:
+    def _inline(self, body: Body, cache: str) -> Any:
+        if (body, cache) not in self._inlined:
             wrapperless = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-            inlined = njit(error_model="numpy", forceinline=True, **wrapperless)(self._rebuilt(body, self._primitives))
+            rebuilt = self._rebuilt(body, self._primitives, cache)
+            inlined = njit(error_model="numpy", forceinline=True, **wrapperless)(rebuilt)
             inlined._compiler.targetdescr = self._target
-            self._inlined[body] = inlined
-        return self._inlined[body]
+            self._inlined[body, cache] = inlined
+        return self._inlined[body, cache]
+
+
+def stand_ins(cache: str) -> Mapping[str, Body]:
+    """For that kind of cache, what takes the place of attention's functions of the same names."""
+    if cache == "f16":
+        return {}
+    module = import_module(f"edgellm.kernels.attention_{cache}")
+    return {name: body for name, body in vars(module).items() if getattr(body, "__module__", "") == module.__name__}
 
 
 class _Library(codegen.JITCodeLibrary):  # type: ignore[misc]

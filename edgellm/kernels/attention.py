@@ -1,4 +1,4 @@
-"""Attention: softmax(q k^T * scale) v over the float16 cache, a block of KEY_BLOCK keys at a time.
+"""Attention: softmax(q k^T * scale) v over the cache, a block of KEY_BLOCK keys at a time.
 
 Each query and head meets each block of keys that it sees any of, at absolute multiples of KEY_BLOCK, and gets a partial
     max [16 equal lanes]   sum [16 equal lanes]   acc [head_dim]   float32, acc = sum of exp(score - max) * value
@@ -9,6 +9,9 @@ a query does not see at all are left out.
 A vector takes the last dimensions of a head that are no whole 16 together with what stands behind them, and its
 further lanes are dropped: a slot's memory must go on for SLACK_BYTES after its last value. In a step, the rows of a
 slot stand together and their positions ascend; their keys and values are in the cache before attention runs.
+
+What is said here of keys and values is of float16. For a cache of another kind, the functions of attention_KIND.py take
+the place of those here that have their names: see Kernel.
 """
 
 from __future__ import annotations
@@ -103,6 +106,11 @@ def padded_bytes(head_dim: int) -> int:
 
 def query_bytes(head_dim: int) -> int:
     return query_at(head_dim) + padded_bytes(head_dim)
+
+
+def block_bytes(head_dim: int) -> int:
+    """Between a head's blocks of keys, and between those of values."""
+    return 2 * KEY_BLOCK * head_dim
 
 
 def state_at(head_dim: int) -> int:
@@ -246,6 +254,10 @@ def softmax(query: int, begin: int, end: int, scale: float, softcap: float, head
         store_f32(partial + ACC + 4 * d, zero())
 
 
+def scale_weights(query: int, values: int, ahead: int, head_dim: int, begin: int, end: int) -> None:
+    """Multiply the weights of keys begin..end by what their values are multiples of: nothing, of float16."""
+
+
 def attend_1(
     query: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float, softcap: float
 ) -> None:
@@ -254,6 +266,7 @@ def attend_1(
     if begin < end:
         score_1(keys, ahead, head_dim, begin, end, query)
         softmax(query, begin, end, scale, softcap, head_dim)
+        scale_weights(query, values, ahead, head_dim, begin, end)
         weigh_1(values, ahead, head_dim, begin, end, query)
 
 
@@ -283,6 +296,7 @@ def attend_4(
         own, own_end = seen_in(one, block), end_in(one, block)
         if own < own_end:
             softmax(one, own, own_end, scale, softcap, head_dim)
+            scale_weights(one, values, ahead, head_dim, own, own_end)
             weigh_1(values, ahead, head_dim, own, min(shared, own_end), one)
     if shared < shared_end:
         weigh_4(values, ahead, head_dim, shared, shared_end, query, stride)
@@ -371,12 +385,17 @@ def keep_query(record: int, step: int, query: int, row: int, kv_head: int, index
     at = 4 * head_dim * (kv_head * group + index % group)
     position = position_of(step, row)
     source = get_i64(record + QUERIES) + row * get_i64(record + SOURCE_STRIDE) + at
-    for d in range(head_dim):
-        set_f32(query + query_at(head_dim) + 4 * d, get_f32(source + 4 * d))
+    keep_vector(query, source, head_dim)
     set_i64(query + RESULT, get_i64(record + OUT) + row * get_i64(record + TARGET_STRIDE) + at)
     set_i64(query + SEES_FROM, sees_from(record, position))
     set_i64(query + SEES_TO, position + 1)
     start_merge(query + state_at(head_dim), head_dim)
+
+
+def keep_vector(query: int, source: int, head_dim: int) -> None:
+    """Copy what scores are computed from."""
+    for d in range(head_dim):
+        set_f32(query + query_at(head_dim) + 4 * d, get_f32(source + 4 * d))
 
 
 def keep_partial(
@@ -397,7 +416,8 @@ def block_address(record: int, step: int, row: int, kv_head: int, block: int) ->
     head_dim, capacity = get_i64(record + HEAD_DIM), get_i64(record + CAPACITY)
     slot = int(get_i32(get_i64(step + STEP_SLOTS) + 4 * row))
     cache = get_i64(get_i64(step + STEP_CACHES) + 8 * slot)
-    at = cache + 2 * head_dim * (kv_head * capacity + block * KEY_BLOCK % capacity)
+    blocks = capacity // KEY_BLOCK
+    at = cache + (kv_head * blocks + block % blocks) * block_bytes(head_dim)
     return at + get_i64(record + KV_OFFSET), at + get_i64(record + V_OFFSET)
 
 

@@ -7,6 +7,10 @@ Caches. A slot has one piece of memory. In it each layer has float16 keys, then 
 each, a multiple of KEY_BLOCK; position p stands at p % capacity. For each key/value head in turn
     keys    [capacity / 16][head_dim][16]
     values  [capacity][head_dim]
+With kv = "q8", keys and values take turns: for each key/value head and each KEY_BLOCK positions, with head_dim rounded
+up to whole 16 in codes and to whole 32 in scales, float16
+    keys    uint8, code + 128 [KEY_BLOCK / 16][head_dim / 4][16][4]    scales [head_dim / 32][KEY_BLOCK]
+    values  int8 [KEY_BLOCK][head_dim]                                  scales [KEY_BLOCK]
 A convolution's layer has float32 [capacity][channels] in the same place.
 """
 

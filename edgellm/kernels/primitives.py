@@ -94,6 +94,23 @@ def scatter_f16(p: int, step: int, x: Any) -> None:
         _at(p + i * step, np.float16, 1)[0] = half
 
 
+def _codes(x: Any) -> Any:
+    """The nearest whole numbers, halves to even, from -127 to 127; any for NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.clip(np.rint(x), -127, 127).astype(np.int8)
+
+
+def store_codes(p: int, x: Any) -> None:
+    """16 int8."""
+    _at(p, np.int8, LANES)[:] = _codes(x)
+
+
+def scatter_codes(p: int, step: int, x: Any) -> None:
+    """16 uint8, codes + 128: four times four of them, `step` bytes apart."""
+    for i, four in enumerate((_codes(x) ^ -128).view(np.uint8).reshape(4, 4)):
+        _at(p + i * step, np.uint8, 4)[:] = four
+
+
 def quantize_64(source: int, target: int) -> None:
     """64 float32 -> int8 [64], the nearest codes (halves to even) of 4 groups of 16 whose largest is 127; their scales,
     float32 [4]; of a group's codes, -8 and -128 times their sum, int32 [2][4]; of 32, the sum of scale * code, float32
@@ -280,7 +297,46 @@ def fma_1(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
     return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
 
 
-vectors_4, store_4, fma_4 = vectors_1, store_1, fma_1
+def fma_codes_1(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
+    """As fma_1, of 16 int8 at x + v * x_step."""
+    vectors = np.stack([_at(x + v * x_step, np.int8, LANES).astype(np.float32) for v in range(VECTORS)])
+    return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
+
+
+def starts_1(p: int, step: int, queries: int = 1) -> Any:
+    """The int32 at p + q * step in all lanes of a query's vectors."""
+    return np.stack([np.full((VECTORS, LANES), get_i32(p + q * step), np.int32) for q in range(queries)])
+
+
+def dot_1(ints: Any, x: int, x_step: int, codes: int, codes_step: int) -> Any:
+    """ints[q][v] + four bytes of each lane, 64 of them at x + v * x_step, times four int8 at codes + q * codes_step."""
+    u = np.stack([load_bytes(x + v * x_step).reshape(LANES, 4).astype(np.int32) for v in range(VECTORS)])
+    quads = np.stack([_at(codes + q * codes_step, np.int8, 4).astype(np.int32) for q in range(len(ints))])
+    return ints + (u * quads[:, None, None]).sum(3, dtype=np.int32)
+
+
+def _factors(p: int, step: int, queries: int) -> Any:
+    return np.array([get_f32(p + q * step) for q in range(queries)], np.float32)[:, None, None]
+
+
+def scaled_1(ints: Any, p: int, step: int) -> Any:
+    """ints * the float32 at p + q * step."""
+    return ints.astype(np.float32) * _factors(p, step, len(ints))
+
+
+def add_scaled_1(sums: Any, ints: Any, p: int, step: int) -> Any:
+    """fma(ints, the float32 at p + q * step, sums)."""
+    return fma(ints.astype(np.float32), _factors(p, step, len(ints)), sums)
+
+
+def add_weighted_1(sums: Any, w: int, w_step: int, parts: Any) -> Any:
+    """fma(16 float16 at w + v * w_step, parts[q][v], sums[q][v])."""
+    weights = np.stack([load_f16(w + v * w_step) for v in range(VECTORS)])
+    return fma(np.broadcast_to(weights, parts.shape), parts, sums)
+
+
+vectors_4, store_4, fma_4, fma_codes_4, dot_4 = vectors_1, store_1, fma_1, fma_codes_1, dot_1
+scaled_4, add_scaled_4, add_weighted_4 = scaled_1, add_scaled_1, add_weighted_1
 
 
 def zeros_4() -> Any:
@@ -289,6 +345,10 @@ def zeros_4() -> Any:
 
 def load_4(p: int, step: int) -> Any:
     return load_1(p, step, 4)
+
+
+def starts_4(p: int, step: int) -> Any:
+    return starts_1(p, step, 4)
 
 
 def call_op(f: Any, record: int, step: int, thread: int, n_threads: int) -> None:

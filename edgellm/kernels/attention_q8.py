@@ -1,0 +1,225 @@
+"""Attention over a cache of int8: half the memory of float16, and less of it to read for each token.
+
+A key is a row of the weight format q8: codes with a float16 scale for GROUP dimensions. Queries become int8 too, with
+a scale for 16 dimensions as activations do, so that scores are the integer dot products of dots.q8, with 16 keys for
+16 rows of a matrix: the same operations in the same order. A value has one scale, by which its weight is multiplied.
+
+    value = float32(scale) * code,  scale = float16(largest / 127),  code = nearest(value / scale), from -127 to 127
+
+A scale is NaN where one of its values is not finite. The functions here take the place of attention's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels.attention import ACC, MADE, SCORES, padded_bytes, query_at
+from edgellm.kernels.layout import KEY_BLOCK
+from edgellm.kernels.primitives import (
+    absolute,
+    add,
+    add_scaled_1,
+    add_scaled_4,
+    add_weighted_1,
+    add_weighted_4,
+    div,
+    dot_1,
+    dot_4,
+    fill,
+    first,
+    fma_codes_1,
+    fma_codes_4,
+    get_f16,
+    lanes_max,
+    lanes_sum,
+    load_1,
+    load_4,
+    load_f16,
+    load_f32,
+    maximum,
+    mul,
+    prefetch,
+    quantize_64,
+    scaled_1,
+    scaled_4,
+    scatter_codes,
+    set_f16,
+    starts_1,
+    starts_4,
+    store_1,
+    store_4,
+    store_codes,
+    store_f32,
+    vectors_1,
+    vectors_4,
+    zero,
+    zeros_1,
+    zeros_4,
+)  # fmt: skip
+
+GROUP = 32
+TILE, TILE_SCALES, TILE_STARTS = 128, 64, 96  # of what quantize_64 makes of 64 dimensions of a query
+
+
+def width(head_dim: int) -> int:
+    """Codes of a head, with room for whole vectors."""
+    return (head_dim + 15) // 16 * 16
+
+
+def key_bytes(head_dim: int) -> int:
+    """Of a block's keys: codes, then for each group the scales."""
+    return KEY_BLOCK * (width(head_dim) + 2 * ((head_dim + GROUP - 1) // GROUP))
+
+
+def block_bytes(head_dim: int) -> int:
+    """Of a block's keys, and of its values, which stand behind them."""
+    return key_bytes(head_dim) + KEY_BLOCK * (width(head_dim) + 2)
+
+
+def keep_vector(query: int, source: int, head_dim: int) -> None:
+    """Quantize what scores are computed from; on the way it stands where a partial comes to stand later."""
+    room = query + MADE + ACC
+    for d in range(0, padded_bytes(head_dim) // 4, 16):
+        store_f32(room + 4 * d, first(head_dim - d, load_f32(source + 4 * d), zero()) if d < head_dim else zero())
+    for d in range(0, head_dim, 64):
+        quantize_64(room + 4 * d, query + query_at(head_dim) + 2 * d)
+
+
+def score_4(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """q . k of four queries with keys begin..end, and some around them."""
+    n, cols = 16 * vectors_4(), width(head_dim)
+    step, scales = 16 * cols, keys + KEY_BLOCK * cols
+    for key in range(begin // n * n, end, n):
+        s = zeros_4()
+        for d in range(0, cols, GROUP):
+            k, w = keys + key * cols + 16 * d, scales + 2 * (KEY_BLOCK * (d // GROUP) + key)
+            q = query + query_at(head_dim) + d // 64 * TILE
+            codes, factors, starts = q + d % 64, q + TILE_SCALES + d % 64 // 4, q + TILE_STARTS + d % 64 // 4
+            prefetch(w + ahead)
+            dots = starts_4(starts, stride)
+            for i in range(4):
+                for v in range(vectors_4()):
+                    prefetch(k + 64 * i + v * step + ahead)
+                dots = dot_4(dots, k + 64 * i, step, codes + 4 * i, stride)
+            sums = scaled_4(dots, factors, stride)
+            if d + 16 < cols:
+                dots = starts_4(starts + 4, stride)
+                for i in range(4, 8):
+                    for v in range(vectors_4()):
+                        prefetch(k + 64 * i + v * step + ahead)
+                    dots = dot_4(dots, k + 64 * i, step, codes + 4 * i, stride)
+                sums = add_scaled_4(sums, dots, factors + 4, stride)
+            s = add_weighted_4(s, w, 32, sums)
+        store_4(query + SCORES + 4 * key, stride, s)
+
+
+def score_1(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
+    """As score_4, the same bits, for one query."""
+    n, cols = 16 * vectors_1(), width(head_dim)
+    step, scales = 16 * cols, keys + KEY_BLOCK * cols
+    for key in range(begin // n * n, end, n):
+        s = zeros_1()
+        for d in range(0, cols, GROUP):
+            k, w = keys + key * cols + 16 * d, scales + 2 * (KEY_BLOCK * (d // GROUP) + key)
+            q = query + query_at(head_dim) + d // 64 * TILE
+            codes, factors, starts = q + d % 64, q + TILE_SCALES + d % 64 // 4, q + TILE_STARTS + d % 64 // 4
+            prefetch(w + ahead)
+            dots = starts_1(starts, 0)
+            for i in range(4):
+                for v in range(vectors_1()):
+                    prefetch(k + 64 * i + v * step + ahead)
+                dots = dot_1(dots, k + 64 * i, step, codes + 4 * i, 0)
+            sums = scaled_1(dots, factors, 0)
+            if d + 16 < cols:
+                dots = starts_1(starts + 4, 0)
+                for i in range(4, 8):
+                    for v in range(vectors_1()):
+                        prefetch(k + 64 * i + v * step + ahead)
+                    dots = dot_1(dots, k + 64 * i, step, codes + 4 * i, 0)
+                sums = add_scaled_1(sums, dots, factors + 4, 0)
+            s = add_weighted_1(s, w, 32, sums)
+        store_1(query + SCORES + 4 * key, 0, s)
+
+
+def scale_weights(query: int, values: int, ahead: int, head_dim: int, begin: int, end: int) -> None:
+    """Multiply the weights of keys begin..end, and of some around them, by the scales of their values."""
+    scales = values + KEY_BLOCK * width(head_dim)
+    for key in range(begin // 16 * 16, end, 16):
+        prefetch(scales + 2 * key + ahead)
+        weights = query + SCORES + 4 * key
+        store_f32(weights, mul(load_f32(weights), load_f16(scales + 2 * key)))
+
+
+def weigh_4(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """Add weight * value for keys begin..end of a block to the partials of four queries."""
+    weights, n, cols = query + SCORES, 16 * vectors_4(), width(head_dim)
+    for d in range(0, head_dim, n):
+        acc = query + MADE + ACC + 4 * d
+        s = load_4(acc, stride)
+        for key in range(begin, end):
+            prefetch(values + ahead + KEY_BLOCK * d + n * key)
+            s = fma_codes_4(s, values + key * cols + d, 16, weights + 4 * key, stride)
+        store_4(acc, stride, s)
+
+
+def weigh_1(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
+    """As weigh_4, the same bits, for one query."""
+    weights, n, cols = query + SCORES, 16 * vectors_1(), width(head_dim)
+    for d in range(0, head_dim, n):
+        acc = query + MADE + ACC + 4 * d
+        s = load_1(acc, 0)
+        for key in range(begin, end):
+            prefetch(values + ahead + KEY_BLOCK * d + n * key)
+            s = fma_codes_1(s, values + key * cols + d, 16, weights + 4 * key, 0)
+        store_1(acc, 0, s)
+
+
+# The cache.
+
+
+def append_key(keys: int, kv_head: int, head_dim: int, capacity: int, position: int, source: int) -> None:
+    """Store head_dim float32 as a key of a layer's keys, which start at `keys`."""
+    block, key = block_of(keys, kv_head, head_dim, capacity, position), position % KEY_BLOCK
+    target = block + key // 16 * 16 * width(head_dim) + key % 16 * 4
+    scales = block + KEY_BLOCK * width(head_dim) + 2 * key
+    for d in range(0, head_dim, GROUP):
+        low, high = part(source, d, head_dim), part(source, d + 16, head_dim)
+        at = scales + 2 * KEY_BLOCK * (d // GROUP)
+        set_f16(at, scale_of(maximum(absolute(low), absolute(high)), add(low, high)))
+        scatter_codes(target + 16 * d, 64, over(low, get_f16(at)))
+        if d + 16 < head_dim:
+            scatter_codes(target + 16 * d + 256, 64, over(high, get_f16(at)))
+
+
+def append_value(values: int, kv_head: int, head_dim: int, capacity: int, position: int, source: int) -> None:
+    block, key = block_of(values, kv_head, head_dim, capacity, position), position % KEY_BLOCK
+    sizes, total = zero(), zero()
+    for d in range(0, head_dim, 16):
+        sizes = maximum(sizes, absolute(part(source, d, head_dim)))
+        total = add(total, part(source, d, head_dim))
+    at = block + KEY_BLOCK * width(head_dim) + 2 * key
+    set_f16(at, scale_of(sizes, total))
+    for d in range(0, head_dim, 16):
+        store_codes(block + key * width(head_dim) + d, over(part(source, d, head_dim), get_f16(at)))
+
+
+def block_of(start: int, kv_head: int, head_dim: int, capacity: int, position: int) -> int:
+    number = kv_head * (capacity // KEY_BLOCK) + position % capacity // KEY_BLOCK
+    return start + number * block_bytes(head_dim)
+
+
+def part(source: int, d: int, head_dim: int) -> Any:
+    """16 of a head's float32, and zeros where it ends."""
+    return first(head_dim - d, load_f32(source + 4 * d), zero()) if d < head_dim else zero()
+
+
+def scale_of(sizes: Any, total: Any) -> Any:
+    """For lanes of such sizes; a maximum may pass over NaN, a sum does not."""
+    return lanes_max(sizes) / np.float32(127) + lanes_sum(mul(total, zero()))
+
+
+def over(x: Any, scale: Any) -> Any:
+    """x / scale, 0 for a scale of 0."""
+    return div(x, fill(scale)) if scale != 0 else zero()
