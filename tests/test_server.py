@@ -271,7 +271,8 @@ def test_a_model_that_is_not_here(server):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/completions/", "/v1/../../etc/passwd", "/%2e%2e/etc/passwd", "/v1/%00"]
+    "path",
+    ["/page", "/page/../run.py", "/v1", "/v1/completions/", "/v1/../../etc/passwd", "/%2e%2e/etc/passwd", "/v1/%00"],
 )
 def test_no_path_leads_anywhere(server, path):
     status, found = server.get(path)

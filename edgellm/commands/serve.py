@@ -54,16 +54,17 @@ if TYPE_CHECKING:
     "--answer-cache", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Answer from FILE what was asked before, where nothing is left to chance (temperature 0, or a seed).",
 )  # fmt: skip
+@click.option("--page/--no-page", "has_page", default=True, show_default=True, help="Whether / is a page to chat on.")
 @runtime_options
 def command(
     models: tuple[str, ...], host: str, port: int, slots: int | None, queue: int, timeout: float, grace: int,
     keys: tuple[str, ...], api_key_file: Path | None, without_key: bool, hosts: tuple[str, ...],
-    origins: tuple[str, ...], **options: Any,
+    origins: tuple[str, ...], has_page: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Answer requests of OpenAI's API over HTTP, of several clients at once.
 
     Clients use http://127.0.0.1:8080/v1 as their base URL, and a MODEL's name; the default one is served if none is
-    given. Ctrl-C ends the server.
+    given. A browser finds a page to chat on at http://127.0.0.1:8080/. Ctrl-C ends the server.
     """
     from edgellm import catalog
 
@@ -80,8 +81,9 @@ def command(
     with run.listen(host, port) as socket:
         loaded = _loaded(models or (catalog.DEFAULT,), options, slots)
         address, port = socket.getsockname()[:2]
-        click.echo(f"{', '.join(loaded)} at http://{f'[{address}]' if ':' in address else address}:{port}/v1")
-        run.run(Service(loaded, Limits(queue, timeout)), access, socket, grace)
+        base = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+        click.echo(f"{', '.join(loaded)} at {base}/v1{f'; to chat, open {base}/' if has_page else ''}")
+        run.run(Service(loaded, Limits(queue, timeout)), access, socket, grace, has_page)
 
 
 def _loaded(names: tuple[str, ...], options: dict[str, Any], slots: int | None) -> dict[str, Model]:

@@ -1,4 +1,4 @@
-"""The application: every endpoint, behind the log, the hosts and the keys."""
+"""The application: the page and every endpoint, behind the log, the hosts and the keys."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edgellm.server import page
 from edgellm.server.endpoints import endpoints
 from edgellm.server.errors import RequestError, refusal
 from edgellm.server.log import Log
@@ -33,8 +34,9 @@ class Access:
     """Sites whose pages may ask."""
 
 
-def app(service: Service, access: Access) -> Starlette:
+def app(service: Service, access: Access, has_page: bool = True) -> Starlette:
     """Closing the app closes the service's models."""
+    pages = page.routes() if has_page else []
     cors = Middleware(
         CORSMiddleware,
         allow_origins=access.origins,
@@ -43,12 +45,12 @@ def app(service: Service, access: Access) -> Starlette:
         expose_headers=["x-request-id"],
     )
     made = Starlette(
-        routes=[Route(path, each, methods=[each.method]) for each in endpoints() for path in each.paths],
+        routes=[*pages, *(Route(path, each, methods=[each.method]) for each in endpoints() for path in each.paths)],
         middleware=[
             Middleware(Log, metrics=service.metrics),
             Middleware(Hosts, names=access.hosts, origins=access.origins),
             *([cors] if access.origins else []),
-            Middleware(Keys, keys=access.keys),
+            Middleware(Keys, keys=access.keys, open_paths=[route.path for route in pages]),
         ],
         exception_handlers={HTTPException: _no_endpoint},
         lifespan=_lifespan,

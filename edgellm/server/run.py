@@ -32,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(service: Service, access: Access, at: socket.socket, grace: int) -> None:
+def run(service: Service, access: Access, at: socket.socket, grace: int, has_page: bool = True) -> None:
     """Answer until SIGINT or SIGTERM; what is under way then has `grace` seconds to come to its end."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
@@ -43,7 +43,7 @@ def run(service: Service, access: Access, at: socket.socket, grace: int) -> None
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
     config = uvicorn.Config(
-        app(service, access),
+        app(service, access, has_page),
         http=Protocol,
         ws="none",
         loop="asyncio",

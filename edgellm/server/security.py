@@ -102,11 +102,12 @@ def _is_address(name: str) -> bool:
 class Keys:
     """Asks for one of some keys, as OpenAI's clients send it or as Anthropic's do."""
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Iterable[str], open_paths: Iterable[str] = ()) -> None:
         self._app, self._keys = app, [key.encode() for key in keys]
+        self._open = {*OPEN, *open_paths}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asks = scope["type"] == "http" and self._keys and scope["path"] not in OPEN
+        asks = scope["type"] == "http" and self._keys and scope["path"] not in self._open
         app = self._app
         if asks and not self._is_known(Headers(scope=scope)):
             app = refusal(WRONG_KEY, scope["path"])
