@@ -19,8 +19,8 @@ from edgellm.sampling import SamplingParams
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    "bench", "chat", "convert", "doctor", "eval", "export", "fit", "generate", "list", "perplexity", "pull", "rm",
-    "serve", "show", "tokenize", "warmup",
+    "batch", "bench", "chat", "convert", "doctor", "eval", "export", "fit", "generate", "list", "perplexity", "pull",
+    "rm", "serve", "show", "tokenize", "warmup",
 ]  # fmt: skip
 
 
@@ -408,6 +408,9 @@ def test_quick_start_commands(smollm2_gguf, smollm2_path, tmp_path):
     (tmp_path / "wiki.test.txt").write_text(README)
     (tmp_path / "hellaswag_val_full.txt").write_text(
         "Tea: A man boils water. he\n2\nis red.\nis.\ndrinks it.\nran.\n" * 4
+    )
+    (tmp_path / "requests.jsonl").write_text(
+        '{"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hi", "max_tokens": 4}}'
     )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in quick_start("sh").splitlines():

@@ -37,6 +37,7 @@ LAYERS = [
     ["repl", "evaluation"],
     ["server"],
     ["options"],
+    ["batch"],
     ["commands"],
     ["cli"],
     ["__main__"],
