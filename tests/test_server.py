@@ -75,6 +75,8 @@ RAW = [
     (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "thousands of digits"),
     (b"[" * 100_000, "nested more than 64"),
     (b'{"prompt": ' + b"[" * 70 + b"]" * 70 + b"}", "nested more than 64"),
+    (b'{"prompt": "\\ud83d\\ude00 \\uDE00"}', "half a character, \\\\ude00"),
+    (b'{"\\ud83d": 1}', "half a character"),
     (b"[]", "the request is []; expected an object"),
     (b"1", "the request is 1"),
     (b'"prompt"', "expected an object"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +19,7 @@ MAX_DEPTH = 64
 """Schemas of tools have a dozen levels or so."""
 SECONDS = 30.0
 """For all of the body to arrive."""
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_json(request: Request) -> Any:
@@ -58,6 +60,8 @@ def parse(raw: bytes) -> Any:
     except ValueError:
         raise RequestError("the body has a number of thousands of digits; expected one that a float holds") from None
     _check_depth(value)
+    if HALF.search(raw):
+        _check_characters(value)
     return value
 
 
@@ -84,6 +88,17 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise _too_deep()
+
+
+def _check_characters(value: Any) -> None:
+    """JSON can escape half of a character, and no text can have it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = str(error.object)[error.start]
+        raise RequestError(
+            f"the body has half a character, \\u{ord(half):04x}; expected both of its halves, or none"
+        ) from None
 
 
 def _too_deep() -> RequestError:
