@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import openai
@@ -397,6 +398,23 @@ def test_slow_clients_are_let_go():
         assert server.get("/health") == (200, {"status": "ok"})
 
 
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with Server(MODEL, before="import edgellm.server.body\nedgellm.server.body.SECONDS = 0.3") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+            answer = b"".join(iter(lambda: half.recv(1000), b""))
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b"the body did not arrive within" in answer
+        assert server.post("/v1/completions", STORY)[0] == 200
+
+
+def test_a_prompt_that_is_too_long(server):
+    for body in ({"prompt": "a " * 600}, {"prompt": [5] * 1_000_000}, {"prompt": "a", "max_tokens": 10_000}):
+        status, found = server.post("/v1/completions", body)
+        assert (status, found["error"]["code"]) == (400, "context_length_exceeded")
+        assert "512" in found["error"]["message"]
+
+
 def test_signs_of_life_while_nothing_else_is_told():
     """And OpenAI's client takes no notice of them."""
     before = "import edgellm.server.service\nedgellm.server.service.PING = 0.001"
@@ -424,6 +442,24 @@ def test_an_error_of_the_server_stays_with_it():
         error, request = server.log()
         assert error["request"] == request["request"] == headers["x-request-id"]
         assert "KeyError: 'plugh'" in error["traceback"]
+        assert server.get("/ready")[1]["answers"] == 0
+
+
+def test_an_error_in_a_step_of_one_answer_leaves_the_others_alone():
+    before = (
+        "from edgellm.answer import Answer\n"
+        "follow = Answer.follow\n"
+        "def broken(self, *arguments):\n"
+        "    if len(self.completion.ids) == 3 and len(self.completion.prompt_ids) == 2: raise KeyError('plugh')\n"
+        "    return follow(self, *arguments)\n"
+        "Answer.follow = broken"
+    )
+    with Server(MODEL, before=before) as server:
+        bodies = [LONG, {**LONG, "prompt": [1, 5]}, {**LONG, "prompt": [1, 5, 6]}]
+        with ThreadPoolExecutor(3) as pool:
+            for _ in range(3):
+                asked = pool.map(lambda body: server.post("/v1/completions", body), bodies)
+                assert [status for status, _ in asked] == [200, 500, 200]
         assert server.get("/ready")[1]["answers"] == 0
 
 
