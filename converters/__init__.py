@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from edgellm.arrays import F32, U8, Array
 from edgellm.errors import ArgumentError, CheckpointError, ModelNotFoundError
 from edgellm.file import ModelInfo, TensorSpec, Writer, pad_vector
 
+from .adapter import is_adapter, merged, open_adapter, read_adapter
 from .blocks import decode_rows, repack_rows
 from .checkpoint import Checkpoint, SourceTensor, errors_about
 from .gguf import read_gguf
@@ -29,7 +30,9 @@ from .report import Report, Row, account
 from .rows import CHUNK, joined, row_order
 from .weights import MARKS, kind_of
 
-__all__ = ["FORMATS", "Report", "Row", "convert", "export", "read"]
+__all__ = [
+    "FORMATS", "Report", "Row", "convert", "export", "is_adapter", "open_adapter", "read", "read_adapter",
+]  # fmt: skip
 
 FORMATS = ("keep", *quant.names())
 
@@ -80,6 +83,7 @@ def convert(
     origin: str | None = None,
     tokenizer: Path | None = None,
     names: Path | None = None,
+    adapters: Sequence[tuple[str | os.PathLike[str], float]] = (),
     progress: bool = True,
 ) -> Report:
     """Write `source` to the .edge file `target`, which appears only when it is complete.
@@ -89,13 +93,15 @@ def convert(
     `format` is a weight format, or "keep": what each tensor has, as closely as there is a format for it. By default
     quantized sources are kept, ternary ones become q2t, and others q4m. The matrix that computes the logits stays at 8
     bits in formats of fewer, as the embedding does in q2t; vectors, short convolutions and the routers of experts stay
-    float32.
+    float32. `adapters`, low-rank ones with their scales, are added to the weights.
     """
     if format is not None and format not in FORMATS:
         raise ArgumentError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     started, checkpoint = time.perf_counter(), read(source, tokenizer, names)
     if progress:
         click.echo(checkpoint.described(), err=True)
+    for path, scale in adapters:
+        checkpoint = merged(checkpoint, Path(path), scale)
     recipe = format or ("q2t" if checkpoint.ternary else "keep" if checkpoint.quantized else "q4m")
     architecture = architectures.get(checkpoint.architecture)
     shapes, pairs = architecture.shapes(checkpoint.config), architecture.pairs(checkpoint.config)

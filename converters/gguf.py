@@ -92,6 +92,8 @@ def read_gguf(path: Path) -> Checkpoint:
     """
     file = GGUFFile(path)
     metadata, found = file.metadata, dict(file.tensors)
+    if metadata.get("general.type") == "adapter":
+        raise CheckpointError(f"{path} is an adapter; expected a model: give the adapter to --lora")
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or len(name) > MAX_TENSOR_NAME:
         raise CheckpointError(f"{path} does not say its architecture; expected it in general.architecture")

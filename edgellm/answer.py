@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edgellm.adapter import Adapter
 from edgellm.banned import Banned
 from edgellm.generate import Slot, generate
 from edgellm.logprobs import Logprob
@@ -134,6 +135,7 @@ class Answer:
     ends: Sequence[int]
     lookup: Lookup | None
     banned: Banned | None
+    adapter: Adapter | None = None
     kind: Callable[..., Tokens] = Tokens
     """Of its sequence."""
     made: list[int] = field(default_factory=list)
@@ -191,6 +193,7 @@ class Answer:
             ends=self.ends,
             lookup=self.lookup,
             banned=self.banned,
+            adapter=self.adapter,
             kind=self.kind,
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm import __version__, backends, cache_file, catalog, store
+from edgellm.adapter import Adapter, combined
 from edgellm.answer import Answer, Completion, Piece, Stream, Timings, Turn
 from edgellm.arrays import F32
 from edgellm.backends import Backend
@@ -54,6 +57,7 @@ def load(
     cache_bytes: int | None = None,
     answer_cache: AnswerCache | None = None,
     kv: str = "f16",
+    adapters: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Model:
     """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
 
@@ -62,9 +66,10 @@ def load(
     its own. What recent prompts and answers left in memory is used by those that begin alike: at most `cache_bytes` of
     it, by default what one full context takes, besides what open chats hold. An `answer_cache` gives answers again that
     were made before: see edgellm.AnswerCache. With `kv` "q8" keys and values are kept in 8 bits, which is half the
-    memory of "f16". Raises an EdgeError that says what is wrong and what to do.
+    memory of "f16". `adapters` are low-rank adapters with their scales, all of which are added to the model's weights
+    where nobody asks for others; see `load_adapter`. Raises an EdgeError that says what is wrong and what to do.
     """
-    return Model(
+    made = Model(
         store.resolve(os.fspath(model)),
         backend=backend,
         context_length=context_length,
@@ -74,6 +79,13 @@ def load(
         answer_cache=answer_cache,
         kv=kv,
     )
+    try:
+        if adapters:
+            made.adapter = combined([made.load_adapter(path, scale) for path, scale in adapters])
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 class Model:
@@ -103,7 +115,9 @@ class Model:
         name = backend or backends.best()
         backend_class = backends.get(name)
         loaded = open_model(path)
-        self._file, self.config = loaded.file, loaded.config
+        self._file, self.config, self._architecture = loaded.file, loaded.config, loaded.architecture
+        self.adapter: Adapter | None = None
+        """What answers are made with that do not say."""
         try:
             if not store.verified(path):
                 self._file.verify()
@@ -122,7 +136,7 @@ class Model:
         self.prefix_cache = PrefixCache(self._backend, self.context_length, cache_bytes)
         self._closed = False
         self._answers = Answers(
-            self.tokenizer, config.vocab_size, self.context_length, info.eos_ids, answer_cache, self._bound_to
+            self.tokenizer, config.vocab_size, self.context_length, info.eos_ids, answer_cache, self._bound_to(None)
         )
         new_scheduler = partial(Scheduler, self._backend, self.context_length, at_once, self.prefix_cache)
         new_scheduler()  # raises now for a number that is wrong
@@ -143,6 +157,23 @@ class Model:
     def footprint(self) -> Footprint:
         """The memory that the model takes."""
         return self._backend.footprint
+
+    def load_adapter(self, path: str | os.PathLike[str], scale: float = 1.0) -> Adapter:
+        """A low-rank adapter (LoRA) for this model's answers: `generate(..., adapter=a)`, `chat(adapter=a)`.
+
+        It is a folder as PEFT saves it, or a GGUF file of llama.cpp; what it adds is multiplied by `scale`. The model's
+        weights stay as they are, so answers with other adapters, or none, may be made at the same time. Raises
+        ModelNotFoundError, CheckpointError for one that is damaged or another model's, and UnsupportedError for one
+        that asks for what is not computed.
+        """
+        self._check_open()
+        if not math.isfinite(scale):
+            raise ArgumentError(f"the scale of an adapter is {scale}; expected a finite number")
+        read = import_module("edgellm.converters").read_adapter
+        pairs = read(Path(path), self._architecture, self.config, scale)
+        adapter = Adapter(Path(path).absolute().stem, self.fingerprint, pairs)
+        self._backend.adapt(adapter)
+        return adapter
 
     def generate(self, prompt: str, **options: Any) -> Completion:
         """Continue a text. Takes what `stream` takes; returns when the answer is complete."""
@@ -168,9 +199,10 @@ class Model:
         logits_processors: Sequence[LogitsProcessor] = (),
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
-        **sampling: Any,
+        **more: Any,
     ) -> Stream:
-        """Continue a text, piece by piece. `sampling` are the fields of SamplingParams: temperature, top_k...
+        """Continue a text, piece by piece. `more` are the fields of SamplingParams: temperature, top_k..., and
+        `adapter`, one of `load_adapter`, or None for none.
 
         Special tokens written in the prompt count as such. Without `max_tokens` the answer goes on until the model
         ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
@@ -204,13 +236,13 @@ class Model:
             logits_processors=logits_processors,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            **sampling,
+            **more,
         )
 
     def stream_ids(self, prompt_ids: Sequence[int], *, keeper: object = None, **options: Any) -> Stream:
         """As `stream`, from at least one token id; what the answer leaves in memory stays there for a `keeper`, until
         that object is gone or released (`prefix_cache.release`)."""
-        answer = self._answers.begin(prompt_ids, Request.of(options))
+        answer = self._answers.begin(prompt_ids, self._request(options))
         return Stream(self._pieces(answer, keeper), answer.completion)
 
     async def agenerate(self, prompt: str, **options: Any) -> Completion:
@@ -234,7 +266,17 @@ class Model:
 
     def begin_ids(self, prompt_ids: Sequence[int], **options: Any) -> Answer:
         """What `submit_ids` checks and prepares, for `submit`."""
-        return self._answers.begin(prompt_ids, Request.of(options))
+        return self._answers.begin(prompt_ids, self._request(options))
+
+    def _request(self, options: Mapping[str, Any]) -> Request:
+        request = Request.of({"adapter": self.adapter, **options})
+        self._check_adapter(request.adapter)
+        return request
+
+    def _check_adapter(self, adapter: Adapter | None) -> None:
+        if adapter is not None and (not isinstance(adapter, Adapter) or adapter.base != self.fingerprint):
+            found = adapter.name if isinstance(adapter, Adapter) else repr(adapter)
+            raise ArgumentError(f"the adapter {found} was not loaded for this model; load it with model.load_adapter")
 
     def submit(self, answer: Answer, listener: Listener) -> Job:
         """Let an answer that was begun be made."""
@@ -247,12 +289,12 @@ class Model:
         with alike is evaluated once. Each sequence under way takes the memory of its own cache. Raises
         ContextOverflowError before it begins when one does not fit.
         """
-        request, ids = Request.of(options), [self.tokenize(prompt) for prompt in prompts]
+        request, ids = self._request(options), [self.tokenize(prompt) for prompt in prompts]
         return self._batch([self._answers.begin(each, request) for each in ids], at_once)
 
     def generate_many(self, prompt: str, n: int, *, at_once: int = AT_ONCE, **options: Any) -> list[Completion]:
         """`n` answers to one prompt, which is evaluated once; with a seed, that of the i-th is seed + i from 0 on."""
-        request, ids = Request.of(options), self.tokenize(prompt)
+        request, ids = self._request(options), self.tokenize(prompt)
         if n < 1:
             raise ArgumentError(f"n is {n}; expected 1 answer or more")
         seed = request.params.seed
@@ -320,7 +362,7 @@ class Model:
         if answer.known:
             yield from answer.replay()
             return
-        slot = self.prefix_cache.take(answer.completion.prompt_ids, keeper)
+        slot = self.prefix_cache.take(answer.completion.prompt_ids, keeper, answer.adapter)
         try:
             yield from answer.pieces(slot)
         finally:
@@ -337,16 +379,20 @@ class Model:
         with self.prefix_cache.latest(keeper) as slot:
             if slot is None or not slot.ids:
                 raise ArgumentError(f"nothing is there that {path} could keep; make an answer first")
-            cache_file.write(Path(path), self._bound_to, slot, extra or {})
+            cache_file.write(Path(path), self._bound_to(slot.adapter), slot, extra or {})
             return len(slot.ids)
 
-    def load_cache(self, path: str | os.PathLike[str], *, keeper: object = None) -> cache_file.Saved:
+    def load_cache(
+        self, path: str | os.PathLike[str], *, keeper: object = None, adapter: Adapter | None = None
+    ) -> cache_file.Saved:
         """Read what `save_cache` wrote, for prompts that begin so.
 
-        Raises ArgumentError for a file that is damaged, or was written with another model, backend or context length.
+        Raises ArgumentError for a file that is damaged, or was written with another model, adapter (by default the
+        model's), backend or context length.
         """
-        saved = cache_file.read(Path(path), self._bound_to, self.config.vocab_size)
-        slot = self.open_slot()
+        adapter = adapter or self.adapter
+        saved = cache_file.read(Path(path), self._bound_to(adapter), self.config.vocab_size)
+        slot = self._open_slot(adapter)
         try:
             cache_file.restore(Path(path), saved, slot)
         except BaseException:
@@ -355,24 +401,28 @@ class Model:
         self.prefix_cache.put(slot, keeper)
         return saved
 
-    @cached_property
-    def _bound_to(self) -> dict[str, Any]:
+    def _bound_to(self, adapter: Adapter | None) -> dict[str, Any]:
         """What a cache is good for."""
         return {
             "fingerprint": self.fingerprint, "backend": self.backend_name, "layout": self._backend.CACHE_LAYOUT,
             "edgellm": __version__, "context_length": self.context_length,
+            "adapter": adapter and adapter.fingerprint,
         }  # fmt: skip
 
     def open_slot(self) -> Slot:
         """A slot of one's own; raises EdgeError after `close`."""
-        self._check_open()
-        return Slot(self._backend, self.context_length)
+        return self._open_slot(self.adapter)
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A conversation; raises ChatTemplateError if the model has no chat template."""
+    def _open_slot(self, adapter: Adapter | None) -> Slot:
+        self._check_open()
+        return Slot(self._backend, self.context_length, adapter)
+
+    def chat(self, system: str | None = None, *, adapter: Adapter | None = None) -> Chat:
+        """A conversation, with an adapter of `load_adapter`, by default the model's; raises ChatTemplateError if the
+        model has no chat template."""
         from edgellm.chat import Chat
 
-        return Chat(self, system)
+        return Chat(self, system, adapter or self.adapter)
 
     def logits(self, ids: Sequence[int]) -> F32:
         """(n, vocab_size) float32: after each of the n tokens, the logits of the next."""

@@ -30,6 +30,7 @@ BOUND_TO = {
     "layout": "another layout of the cache",
     "edgellm": "another version of edgellm",
     "context_length": "another context length",
+    "adapter": "another adapter",
 }
 """What must be the same, and how it is called where it is not."""
 

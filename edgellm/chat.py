@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from edgellm.adapter import Adapter
 from edgellm.answer import Answer, Completion, Piece, Stream, Turn
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """Made by Model.chat. `messages` is the history, as dicts with "role" and "content"; it may be edited."""
+    """Made by Model.chat. `messages` is the history, as dicts with "role" and "content"; it may be edited. So may
+    `adapter`, with which the next answer is made, after all before it was evaluated again."""
 
-    def __init__(self, model: Model, system: str | None = None) -> None:
-        self._model = model
+    def __init__(self, model: Model, system: str | None = None, adapter: Adapter | None = None) -> None:
+        self._model, self.adapter = model, adapter
         self._prompt = ChatPrompt(model.tokenizer, chat_template(model))
         self._left_out: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -97,6 +99,7 @@ class Chat:
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
         ask = partial(question, self._model, self._prompt, tools=tools, tool_choice=tool_choice)
+        options.setdefault("adapter", self.adapter)
         check_policy(overflow := options.pop("overflow", "error"))
         asked = self._fitted(messages, ask, options.get("max_tokens")) if overflow == "shift" else ask(messages)
         if asked.grammar:
@@ -139,9 +142,9 @@ class Chat:
 
     def load_cache(self, path: str | os.PathLike[str]) -> int:
         """Go on with what `save_cache` wrote, as far as `messages`, set before, begin so; returns how many tokens it
-        holds. Raises ArgumentError for a file that is damaged, or was written with another model, backend or context
-        length."""
-        saved = self._model.load_cache(path, keeper=self)
+        holds. Raises ArgumentError for a file that is damaged, or was written with another model, adapter, backend or
+        context length."""
+        saved = self._model.load_cache(path, keeper=self, adapter=self.adapter)
         if saved.extra:  # else it was no chat that saved it
             self._prompt.restore(saved.extra)
             _, turns = _parted(self.messages)

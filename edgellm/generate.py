@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
+from edgellm.adapter import Adapter
 from edgellm.arrays import F32, Array
 from edgellm.backends import Backend
 from edgellm.banned import Banned
@@ -19,8 +20,10 @@ from edgellm.step import Step
 class Slot:
     """One slot of a backend and the tokens it holds."""
 
-    def __init__(self, backend: Backend, context_length: int) -> None:
+    def __init__(self, backend: Backend, context_length: int, adapter: Adapter | None = None) -> None:
         self.backend, self.context_length = backend, context_length
+        self.adapter = adapter
+        """With which its tokens are evaluated."""
         self.number = backend.open_slot()
         self.max_rows = backend.MAX_ROWS
         """Most tokens of one step. A window's ring has room for as many besides, so they can be taken back."""
@@ -31,6 +34,12 @@ class Slot:
     def n_bytes(self) -> int:
         """Memory that it has taken so far."""
         return self.backend.bytes_of(self._most_held)
+
+    def use(self, adapter: Adapter | None) -> None:
+        """Evaluate tokens with that adapter; what was evaluated with another one is forgotten."""
+        if adapter is not self.adapter:
+            self.trim(0)
+            self.adapter = adapter
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of these tokens need not be evaluated: the common prefix, short of the last one."""
@@ -59,7 +68,7 @@ class Slot:
         """Hold the first `length` tokens of another slot in place of one's own, or none if it has lost some of them;
         return how many are held."""
         kept = self.backend.copy(other.number, self.number, length)
-        self.ids = []
+        self.ids, self.adapter = [], other.adapter
         self.hold(other.ids[:kept])
         return kept
 
@@ -109,12 +118,13 @@ def common(some: Sequence[int], others: Sequence[int]) -> int:
 
 
 def evaluate(parts: Sequence[tuple[Slot, Sequence[int], range]], run: Callable[[Step], Array]) -> Array:
-    """Evaluate more tokens of some slots of a backend in one step of it, `run` or `best`: what it gives for the rows
-    wanted, which count from the first of each slot. An exception leaves the slots as they were."""
+    """Evaluate more tokens of some slots with one adapter in one step of a backend, `run` or `best`: what it gives for
+    the rows wanted, which count from the first of each slot. An exception leaves the slots as they were."""
     for slot, ids, _ in parts:
         check_room(len(slot.ids) + len(ids), 0, slot.context_length)
     try:
-        found = run(Step.join([Step.chunk(slot.number, len(slot.ids), ids, wanted) for slot, ids, wanted in parts]))
+        chunks = [Step.chunk(slot.number, len(slot.ids), ids, wanted, slot.adapter) for slot, ids, wanted in parts]
+        found = run(Step.join(chunks))
     except BaseException:
         for slot, _, _ in parts:
             slot.trim(len(slot.ids))

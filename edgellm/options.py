@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +33,29 @@ prompt_cache_option = click.option(
 )
 slots_option = click.option(
     "--slots", type=click.IntRange(1), metavar="N", help="Answers made at once; default 16, or what memory holds."
+)
+
+
+def _adapters(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[tuple[str, float]]:
+    """["a", "b:0.5"] -> [("a", 1.0), ("b", 0.5)]."""
+    return [_with_scale(text) for text in texts]
+
+
+def _with_scale(text: str) -> tuple[str, float]:
+    path, colon, scale = text.rpartition(":")
+    if colon and not Path(text).exists():
+        with suppress(ValueError):
+            return path, float(scale)
+    return text, 1.0
+
+
+lora_option = click.option(
+    "--lora",
+    "adapters",
+    multiple=True,
+    callback=_adapters,
+    metavar="PATH[:SCALE]",
+    help="Add an adapter, a PEFT folder or a GGUF file, times SCALE; may be repeated.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -232,6 +255,7 @@ def load_model(model: str, options: dict[str, Any], **more: Any) -> Model:
 
         more["answer_cache"] = AnswerCache(path)
     threads, ctx, kv = options["threads"], options.get("ctx"), options.get("kv", "f16")
+    more["adapters"] = options.get("adapters", ())
     return load(model, backend=options["backend"], context_length=ctx, n_threads=threads, kv=kv, **more)
 
 

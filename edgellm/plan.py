@@ -8,15 +8,19 @@ into what it executes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from edgellm.adapter import LowRank
 from edgellm.architectures import Architecture, LayerCache
 from edgellm.arrays import F32
 from edgellm.errors import BackendError
 from edgellm.ops import Activation, Ops
+from edgellm.quant import f32
 from edgellm.tensor import Tensor, Weights
 
 
@@ -93,6 +97,16 @@ class Angles:
     out: Buffer
 
 
+@dataclass(frozen=True, eq=False)
+class Low:
+    """Of a low-rank adapter, the second of two matmuls: the columns of `x` from `first` on, times b.T."""
+
+    x: Buffer
+    first: int
+    b: F32
+    """[rows / 16][rank][16]."""
+
+
 @dataclass(eq=False)
 class Matmul:
     weight: Tensor
@@ -107,6 +121,8 @@ class Matmul:
     softcap: float = 0.0
     same_input: bool = False
     """The matmul before it has prepared the same rows."""
+    low: Low | None = None
+    """What an adapter adds to its outputs."""
 
 
 @dataclass(eq=False)
@@ -197,7 +213,7 @@ class Plan:
         """Bytes of the matrices that a step of one row reads: of experts, those that it uses."""
         matmuls = [op for op in self.ops if isinstance(op, Matmul)]
         experts = [op for op in self.ops if isinstance(op, ExpertMatmul)]
-        return sum(op.weight.data.nbytes for op in matmuls) + sum(
+        return sum(op.weight.data.nbytes + (op.low.b.nbytes if op.low else 0) for op in matmuls) + sum(
             op.route.n_used * op.weights[0].data.nbytes for op in experts
         )
 
@@ -208,6 +224,46 @@ def record(architecture: Architecture, config: Any, tensors: dict[str, Tensor]) 
     ops: Ops[Value] = recorder
     architecture.forward(config, Weights(tensors), ops)
     return recorder.plan
+
+
+def adapted(plan: Plan, pairs: Mapping[str, LowRank]) -> Plan:
+    """The plan of a model whose matrices have something added, by their names: the first matmuls of those that read the
+    same rows are one, before them; the second ones are done on the side, where outputs are stored."""
+    result = Plan(caches=plan.caches)
+    for alike in _with_same_input(plan.ops):
+        low = {op: pairs[op.weight.name] for op in alike if isinstance(op, Matmul) and op.weight.name in pairs}
+        if not low:
+            result.ops += alike
+            continue
+        a, head = np.concatenate([pair.a for pair in low.values()]), next(iter(low))
+        x = Buffer(f"low {len(a)}", len(a))
+        result.ops.append(Matmul(_plain_tensor(f"{head.weight.name} a", a), head.source, x))
+        firsts = np.cumsum([0, *(len(pair.a) for pair in low.values())]).tolist()
+        lows = {op: Low(x, first, _by_16(pair.b)) for (op, pair), first in zip(low.items(), firsts, strict=False)}
+        result.ops += [replace(op, low=lows[op]) if op in lows else op for op in alike]
+    return result
+
+
+def _with_same_input(ops: Sequence[Op]) -> Iterator[list[Op]]:
+    """The ops one by one, but matmuls that share what was prepared together."""
+    group: list[Op] = []
+    for op in ops:
+        if group and not (isinstance(op, Matmul) and op.same_input):
+            yield group
+            group = []
+        group.append(op)
+    yield group
+
+
+def _by_16(b: F32) -> F32:
+    rows, rank = b.shape
+    padded = np.zeros((-(-rows // 16) * 16, rank), np.float32)
+    padded[:rows] = b
+    return np.ascontiguousarray(padded.reshape(-1, 16, rank).swapaxes(1, 2))
+
+
+def _plain_tensor(name: str, values: F32) -> Tensor:
+    return Tensor(name, values.shape, "f32", f32.pack(f32.quantize(values)))
 
 
 class Recorder:
@@ -433,7 +489,8 @@ def _line(op: Op) -> str:
         made = f"{op.out.name} = {_source(op.source)} @ {_last(op.weights[0])}.T of each expert"
         return f"{made:<52}{_matrix(op.weights[0])}  {op.route.n_used} of {len(op.weights)} experts"
     made = _made(op, f"{'(the same)' if op.same_input else _source(op.source)} @ {_last(op.weight)}.T")
-    made = _times(f"{made} + {_last(op.bias)}" if op.bias else made, op.scale)
+    made = f"{made} + {_last(op.bias)}" if op.bias else made
+    made = _times(f"{made} + {op.low.x.name} @ b.T" if op.low else made, op.scale)
     return f"{made:<52}{_matrix(op.weight)}{'  wanted rows, or the best token of each' if op.logits else ''}"
 
 

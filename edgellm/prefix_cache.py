@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from edgellm.adapter import Adapter
 from edgellm.backends import Backend
 from edgellm.generate import Slot
 
@@ -49,10 +50,10 @@ class PrefixCache:
         self._is_closed = False
         self._lock = threading.RLock()
 
-    def known(self, ids: Sequence[int]) -> int:
-        """How many of these tokens, the last one apart, some slot holds."""
+    def known(self, ids: Sequence[int], adapter: Adapter | None = None) -> int:
+        """How many of these tokens, the last one apart, some slot with that adapter holds."""
         with self._lock:
-            return max((entry.slot.known(ids) for entry in self._entries), default=0)
+            return max((entry.slot.known(ids) for entry in self._entries if entry.slot.adapter is adapter), default=0)
 
     def tokens_of(self, keeper: object = None) -> list[int]:
         """What that keeper's slot holds, without one the slot that was put last; nothing while it is taken."""
@@ -60,13 +61,15 @@ class PrefixCache:
             found = self._latest(keeper)
             return list(found.slot.ids) if found else []
 
-    def take(self, ids: Sequence[int], keeper: object = None) -> Slot:
-        """A slot that holds as many of these tokens as any does, short of the last, and no others.
+    def take(self, ids: Sequence[int], keeper: object = None, adapter: Adapter | None = None) -> Slot:
+        """A slot for that adapter, which holds as many of these tokens as any such does, short of the last, and no
+        others.
 
         It is the one that holds them, where most of what it has goes on; else what others need stays, and is copied.
         """
         with self._lock:
-            source = max(self._entries, key=lambda entry: entry.slot.known(ids), default=None)
+            alike = [entry for entry in self._entries if entry.slot.adapter is adapter]
+            source = max(alike, key=lambda entry: entry.slot.known(ids), default=None)
             n_known = source.slot.known(ids) if source else 0
             if source and (source.is_free or source.is_kept_by(keeper)) and _goes_on(source, n_known):
                 slot = self._without(source)
@@ -75,6 +78,7 @@ class PrefixCache:
             else:
                 slot = self._spare(len(ids), keeper, source)
             try:
+                slot.use(adapter)
                 if source and n_known > slot.known(ids):
                     slot.copy(source.slot, n_known)
                 else:

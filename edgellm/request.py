@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+from edgellm.adapter import Adapter
 from edgellm.answer import Answer, Completion, Timings
 from edgellm.banned import Banned
 from edgellm.breakers import breakers
@@ -47,6 +48,7 @@ class Request:
     logits_processors: Sequence[LogitsProcessor] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    adapter: Adapter | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Request:
@@ -66,7 +68,8 @@ class Request:
         """What the answer depends on, besides the model and the prompt's tokens."""
         others = ("overflow", "speculate", "logits_processors", "logprobs", "prompt_logprobs")
         found = {name: value for name, value in vars(self).items() if name not in others}
-        return {**found, "stop": _texts(self.stop), "banned_strings": _texts(self.banned_strings)}
+        texts = {"stop": _texts(self.stop), "banned_strings": _texts(self.banned_strings)}
+        return {**found, **texts, "adapter": self.adapter and self.adapter.fingerprint}
 
 
 class Answers:
@@ -112,6 +115,7 @@ class Answers:
             () if request.ignore_eos else self._ends,
             Lookup(request.speculate) if request.speculate else None,
             Banned(self._tokenizer, banned) if (banned := _texts(request.banned_strings)) else None,
+            request.adapter,
             kind,
         )
         if self._cache is not None and request.is_determined:

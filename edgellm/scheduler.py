@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
+from edgellm.adapter import Adapter
 from edgellm.arrays import Array
 from edgellm.backends import Backend
 from edgellm.banned import Banned
@@ -47,6 +48,8 @@ class Scheduler:
         self._backend, self._context_length, self._most_at_once = backend, context_length, most_at_once
         self._waiting: deque[Sequence] = deque()
         self._slots: dict[Sequence, Slot] = {}
+        self._turns: list[Adapter | None] = []
+        """Of the adapters under way; the last one's step is the longest ago."""
         self._is_own_cache = cache is None
         self._cache = cache or PrefixCache(backend, context_length)
 
@@ -63,6 +66,7 @@ class Scheduler:
         ends: Collection[int] = (),
         lookup: Lookup | None = None,
         banned: Banned | None = None,
+        adapter: Adapter | None = None,
         kind: Callable[..., Sequence] = Sequence,
     ) -> Sequence:
         """Let a sequence of at least one id go on, as soon as there is room; raises ContextOverflowError.
@@ -71,7 +75,7 @@ class Scheduler:
         """
         check_room(len(ids), max_tokens or 0, self._context_length)
         left = self._context_length - len(ids) if max_tokens is None else max_tokens
-        sequence = kind(ids, sampler, left, ends=ends, lookup=lookup, banned=banned)
+        sequence = kind(ids, sampler, left, ends=ends, lookup=lookup, banned=banned, adapter=adapter)
         self._waiting.append(sequence)
         return sequence
 
@@ -83,7 +87,8 @@ class Scheduler:
         self._retire(sequence)
 
     def step(self) -> list[Progress]:
-        """Run the backend once: every sequence that is past its prompt gets a token or more, the others a chunk.
+        """Run the backend once: every sequence that is past its prompt gets a token or more, the others a chunk. Those
+        with another adapter wait for their turn.
 
         An exception, Ctrl-C included, leaves all sequences as they were before.
         """
@@ -125,17 +130,19 @@ class Scheduler:
 
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether much of its prompt is just being evaluated for another one."""
-        alike = {other: common(other.ids[:-1], sequence.reusable[:-1]) for other in self._slots}
+        slots = self._slots_with(sequence.adapter)
+        alike = {other: common(other.ids[:-1], sequence.reusable[:-1]) for other in slots}
         source = max(alike, key=alike.__getitem__, default=None)
-        if source is None or self._slots[source].common(sequence.reusable) == alike[source]:
+        if source is None or slots[source].common(sequence.reusable) == alike[source]:
             return False
-        others = (slot.common(sequence.reusable) for each, slot in self._slots.items() if each is not source)
-        return alike[source] - max(*others, self._cache.known(sequence.reusable), 0) >= WORTH_WAITING
+        others = (slot.common(sequence.reusable) for each, slot in slots.items() if each is not source)
+        return alike[source] - max(*others, self._cache.known(sequence.reusable, sequence.adapter), 0) >= WORTH_WAITING
 
     def _slot_with_prefix(self, sequence: Sequence) -> Slot:
         """A slot of the cache, or a copy of what another sequence shares."""
-        slot = self._cache.take(sequence.reusable)
-        other = max(self._slots.values(), key=lambda slot: slot.known(sequence.reusable), default=slot)
+        slot = self._cache.take(sequence.reusable, adapter=sequence.adapter)
+        slots = self._slots_with(sequence.adapter).values()
+        other = max(slots, key=lambda slot: slot.known(sequence.reusable), default=slot)
         if other.known(sequence.reusable) > len(slot.ids):
             try:
                 slot.copy(other, other.known(sequence.reusable))
@@ -147,12 +154,24 @@ class Scheduler:
 
     def _share(self) -> Iterator[tuple[Sequence, list[int], int]]:
         """Divide the rows of a step: those that need few get them, the others the same number each."""
-        order = sorted(self._slots.items(), key=lambda item: len(item[0].ids) - len(item[1].ids))
+        slots = self._slots_with(self._next_adapter())
+        order = sorted(slots.items(), key=lambda item: len(item[0].ids) - len(item[1].ids))
         left = self._backend.MAX_ROWS
         for i, (sequence, slot) in enumerate(order):
             rows, n_wanted = sequence.rows(len(slot.ids), left // (len(order) - i))
             left -= len(rows)
             yield sequence, rows, n_wanted
+
+    def _slots_with(self, adapter: Adapter | None) -> dict[Sequence, Slot]:
+        return {sequence: slot for sequence, slot in self._slots.items() if sequence.adapter is adapter}
+
+    def _next_adapter(self) -> Adapter | None:
+        """Whose turn it is: of the one that has waited longest."""
+        under_way = dict.fromkeys(sequence.adapter for sequence in self._slots)
+        new = [adapter for adapter in under_way if adapter not in self._turns]
+        *others, chosen = [*new, *(adapter for adapter in self._turns if adapter in under_way)] or [None]
+        self._turns = [chosen, *others]
+        return chosen
 
     def _take(self, wanted: Iterable[tuple[Sequence, int]], found: Array) -> Iterator[Progress]:
         at = 0

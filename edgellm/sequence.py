@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from edgellm import samplers
+from edgellm.adapter import Adapter
 from edgellm.arrays import Array
 from edgellm.banned import Banned
 from edgellm.lookup import Lookup
@@ -26,6 +27,7 @@ class Sequence:
         ends: Collection[int] = (),
         lookup: Lookup | None = None,
         banned: Banned | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.ids, self.n_prompt = list(prompt), len(prompt)
         self.sampler, self.left = sampler, left
@@ -34,6 +36,7 @@ class Sequence:
         """"stop": the last token is one of `ends`, or nothing can follow it; "length": no more may come; None: it goes
         on. A scheduler says "cancelled", or "error" for what its sampler raised."""
         self.error: Exception | None = None
+        self.adapter = adapter
         self.n_cached = 0
         """Tokens of the prompt that a cache held already."""
         self._ends, self._lookup, self._draft = ends, lookup, list[int]()

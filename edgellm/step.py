@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from edgellm.adapter import Adapter
 from edgellm.arrays import I32, Array
 
 
@@ -20,25 +21,35 @@ class Step:
     positions: I32
     wanted: Array
     """Indices of the rows whose logits are computed."""
+    adapter: Adapter | None = None
+    """Of all rows."""
 
     @classmethod
-    def chunk(cls, slot: int, first: int, tokens: Sequence[int], wanted: Sequence[int] | None = None) -> Step:
+    def chunk(
+        cls,
+        slot: int,
+        first: int,
+        tokens: Sequence[int],
+        wanted: Sequence[int] | None = None,
+        adapter: Adapter | None = None,
+    ) -> Step:
         """Consecutive tokens of one slot; by default the logits of the last one are wanted."""
         n = len(tokens)
         ids, slots, positions = np.empty((3, n), np.int32)
         ids[:], slots[:], positions[:] = tokens, slot, range(first, first + n)
-        return cls(ids, slots, positions, np.array([n - 1] if wanted is None else wanted, np.intp))
+        return cls(ids, slots, positions, np.array([n - 1] if wanted is None else wanted, np.intp), adapter)
 
     @classmethod
     def join(cls, steps: Sequence[Step]) -> Step:
-        """The rows of several steps, one after the other; no slot is in two of them."""
+        """The rows of several steps with one adapter, one after the other; no slot is in two of them."""
         if len(steps) == 1:
             return steps[0]
+        assert all(step.adapter is steps[0].adapter for step in steps)
         starts = np.cumsum([0, *(len(step.tokens) for step in steps[:-1])])
         wanted = [step.wanted + start for step, start in zip(steps, starts, strict=True)]
         columns = ([getattr(step, name) for step in steps] for name in ("tokens", "slots", "positions"))
         tokens, slots, positions = (np.concatenate(column) for column in columns)
-        return cls(tokens, slots, positions, np.concatenate(wanted))
+        return cls(tokens, slots, positions, np.concatenate(wanted), steps[0].adapter)
 
     @cached_property
     def by_slot(self) -> list[tuple[int, Array | slice]]:

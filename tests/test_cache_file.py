@@ -23,7 +23,14 @@ from edgellm.generate import Slot
 from edgellm.repl import Repl
 
 CONTEXT, LENGTH = 320, 300
-BOUND_TO = {"fingerprint": "f", "backend": "b", "layout": "l", "edgellm": "0", "context_length": CONTEXT}
+BOUND_TO = {
+    "fingerprint": "f",
+    "backend": "b",
+    "layout": "l",
+    "edgellm": "0",
+    "context_length": CONTEXT,
+    "adapter": None,
+}
 GREEDY = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
 TEXT = "Once upon a time there was a little girl named Lily. She liked to play in the park. " * 3
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from edgellm.adapter import Adapter
 from edgellm.architectures import Architecture
 from edgellm.arrays import F32, I32, Array
 from edgellm.errors import BackendError
@@ -63,6 +64,9 @@ class Backend(Protocol):
     def restore(self, slot: int, length: int, written: int) -> list[Array]:
         """Make a slot hold `length` tokens whose `content` had that number: -> views of its memory, of the same shapes,
         into which the caller copies the arrays."""
+
+    def adapt(self, adapter: Adapter) -> None:
+        """Make ready for steps with an adapter, which its first step does otherwise."""
 
     def run(self, step: Step) -> F32:
         """Evaluate the rows, append them to the caches: -> (wanted rows, vocab_size) logits."""

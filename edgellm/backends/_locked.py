@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from edgellm.adapter import Adapter
 from edgellm.arrays import F32, I32, Array
 from edgellm.backends import Backend
 from edgellm.errors import EdgeError
@@ -17,6 +18,10 @@ class Locked:
         self._backend, self._lock, self._is_closed = backend, threading.RLock(), False
         self.MAX_ROWS, self.footprint = backend.MAX_ROWS, backend.footprint
         self.CACHE_LAYOUT, self.bytes_of = backend.CACHE_LAYOUT, backend.bytes_of
+
+    def adapt(self, adapter: Adapter) -> None:
+        with self._lock:
+            self._open.adapt(adapter)
 
     def run(self, step: Step) -> F32:
         with self._lock:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from edgellm import isa, quant
+from edgellm.adapter import Adapter
 from edgellm.architectures import Architecture, LayerCache
 from edgellm.arrays import F32, I32, Array, address
 from edgellm.cache import Held, Slots
@@ -33,6 +36,7 @@ from edgellm.plan import (
     Combine,
     Embed,
     ExpertMatmul,
+    Low,
     Matmul,
     Normed,
     Op,
@@ -42,6 +46,7 @@ from edgellm.plan import (
     ShortConv,
     Source,
     Turned,
+    adapted,
     buffer_of,
     record,
 )
@@ -53,6 +58,7 @@ QUANTIZED = ("q2t", "q4", "q4m", "q8")
 OF_STEP = [cell // layout.CELL for cell in (
     layout.STEP_ROWS, layout.STEP_N_WANTED, layout.STEP_CACHES, layout.STEP_LOGITS, layout.STEP_BEST,
 )]  # fmt: skip
+SCRATCH = [cell // layout.CELL for cell in (layout.STEP_SCRATCH, layout.STEP_SCRATCH_BYTES, layout.STEP_PACKED)]
 BEST = np.dtype([("logit", np.float32), ("token", np.int32)])
 """What a thread finds for a row; see kernels.best."""
 NOTHING = np.array((-np.inf, 0), BEST)
@@ -105,12 +111,12 @@ class Backend(Slots["_Slot"]):
         self._vocab_size = config.vocab_size
         self._kernels, plan = compiler(isa.detect()), record(architecture, config, tensors)
         self._plan = plan  # whose arrays the records point into
-        most_rows = self._kernels.isa.ROWS if self._kernels.load(self._needed(self._kernels.isa.ROWS)) else 1
-        self._kernels.get(self._needed(most_rows))
+        most_rows = self._kernels.isa.ROWS if self._kernels.load(_needed(plan, self._kernels.isa.ROWS, kv)) else 1
+        self._kernels.get(_needed(plan, most_rows, kv))
         self._team = Team(self._kernels, n_threads)
         self._memory = _Memory(plan, context_length, self.MAX_ROWS, self._team.n_threads, kv)
+        self._adapted: WeakKeyDictionary[Adapter, _Program] = WeakKeyDictionary()
         self._lower(most_rows)
-        self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
         # A step's numbers always stand in the same memory: after each step Python is slow, as weights have taken the
         # place of all that it needs in the caches, so there is little for it to do.
         self._rows = np.zeros((4, self.MAX_ROWS), np.int32)
@@ -119,10 +125,9 @@ class Backend(Slots["_Slot"]):
         self._found_address = address(self._found)
         tokens, positions, slots, wanted = (address(row) for row in self._rows)
         self._step = _cells(layout.STEP_CELLS, "STEP_", {
-            "SCRATCH": address(self._scratch), "SCRATCH_BYTES": self._memory.scratch_bytes,
-            "PACKED": address(self._memory.packed), "TOKENS": tokens, "POSITIONS": positions, "SLOTS": slots,
-            "WANTED": wanted,
+            "TOKENS": tokens, "POSITIONS": positions, "SLOTS": slots, "WANTED": wanted,
         })  # fmt: skip
+        self._place_scratch()
         super().__init__(context_length)
         self.footprint = Footprint(
             weights=sum(tensor.data.nbytes for tensor in tensors.values()),
@@ -130,14 +135,27 @@ class Backend(Slots["_Slot"]):
             arena=self._memory.n_bytes + self._scratch.nbytes,
         )
 
-    def _needed(self, most_rows: int) -> list[Kernel]:
-        formats = (weight.format for weight in self._plan.matrices())
-        return needed(formats, most_rows, {type(op) for op in self._plan.ops}, self._kv)
-
     def _lower(self, most_rows: int) -> None:
-        self._kernels.get(self._needed(most_rows))
-        self._records = _Lowering(self._kernels, self._plan, self._memory, most_rows).records()
+        self._program = self._program_of(self._plan, most_rows)
+        for adapter, program in self._adapted.items():
+            self._adapted[adapter] = self._program_of(program.plan, most_rows)
         self._most_rows = most_rows
+
+    def _program_of(self, plan: Plan, most_rows: int) -> _Program:
+        self._kernels.get(_needed(plan, most_rows, self._kv))
+        return _Program(plan, _Lowering(self._kernels, plan, self._memory, most_rows).records())
+
+    def adapt(self, adapter: Adapter) -> None:
+        if adapter not in self._adapted:
+            plan = adapted(self._plan, adapter.pairs)
+            self._team.finish()
+            self._memory.cover(plan)
+            self._place_scratch()
+            self._adapted[adapter] = self._program_of(plan, self._most_rows)
+
+    def _place_scratch(self) -> None:
+        self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
+        self._step[SCRATCH] = address(self._scratch), self._memory.scratch_bytes, address(self._memory.packed)
 
     def bytes_of(self, n_tokens: int) -> int:
         return sum(layer.bytes_of(n_tokens) for layer in self._memory.layers)
@@ -187,18 +205,34 @@ class Backend(Slots["_Slot"]):
     def _run(self, step: Step, logits: int = 0, best: int = 0, out: Array | None = None) -> None:
         if self._most_rows == 1 and len(step.tokens) >= WORTH_MORE_KERNELS:
             self._lower(self._kernels.isa.ROWS)
+        if step.adapter:
+            self.adapt(step.adapter)
         self._begin(step)
         self._team.finish()
+        self._running = self._adapted[step.adapter] if step.adapter else self._program
         n_rows, n_wanted, rows = len(step.tokens), len(step.wanted), self._rows
         rows[0, :n_rows], rows[1, :n_rows], rows[2, :n_rows] = step.tokens, step.positions, step.slots
         rows[3, :n_wanted] = step.wanted
         self._step[OF_STEP] = n_rows, n_wanted, self._caches_address, logits, best
-        self._team.run(self._records, self._step, out)
+        self._team.run(self._running.records, self._step, out)
         self._end(step)
 
     def close(self) -> None:
         self._team.close()
-        self._slots, self._records, self._plan = {}, self._records[:0], Plan()
+        self._adapted.clear()
+        self._slots, self._plan = {}, Plan()
+        self._program = self._running = _Program(self._plan, self._program.records[:0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    plan: Plan
+    """Whose arrays the records point into."""
+    records: Array
+
+
+def _needed(plan: Plan, most_rows: int, kv: str) -> list[Kernel]:
+    return needed((weight.format for weight in plan.matrices()), most_rows, {type(op) for op in plan.ops}, kv)
 
 
 def _block(n_bytes: int) -> Array:
@@ -284,21 +318,12 @@ class _Memory:
         self.kv = kv
         self._arrays: dict[str, tuple[Array, int]] = {}
         self._addresses: dict[ExpertMatmul, Array] = {}
-        for buffer in plan.buffers():
-            stride = 64 * -(-buffer.cols // 16)
-            if buffer.name not in self._arrays and buffer.name != "logits":
-                self._arrays[buffer.name] = _block(max_rows * buffer.times * stride + 4096), stride
+        self._max_rows, self.scratch_bytes, self.packed = max_rows, 0, _block(0)
+        self.cover(plan)
         self.layers: list[_Layer] = []
         for cache in plan.caches:
             start = self.layers[-1].end if self.layers else 0
             self.layers.append(_Layer(cache, context_length, max_rows, start, kv))
-        matmuls = plan.matmuls()
-        self.packed = _block(max(max_rows * op.out.times * packed_bytes(_one(op)) for op in matmuls))
-        packed = max(packed_bytes(_one(op)) for op in matmuls)
-        columns = max(-(-cols // 64) * 64 for cols in (
-            *(_one(op).shape[1] for op in matmuls), *(op.out.cols for op in plan.ops if isinstance(op, Apply)),
-        ))  # fmt: skip
-        self.scratch_bytes = 2 * (-(-max(4096 + 4 * columns, packed) // 4096) * 4096)
         attended = [(op.q.cols, self.layers[op.layer]) for op in plan.ops if isinstance(op, Attention)]
         sizes = [
             n_partial_floats(max_rows, cols // layer.cache.head_dim, layer.cache.head_dim, layer.capacity, n_threads)
@@ -308,6 +333,21 @@ class _Memory:
         self.routes = {
             op: _block(4 * (op.source.cols + 1 + 3 * max_rows * op.n_used)) for op in plan.ops if isinstance(op, Route)
         }
+
+    def cover(self, plan: Plan) -> None:
+        """Have room for what another plan computes besides, of the same model with an adapter."""
+        for buffer in plan.buffers():
+            stride = 64 * -(-buffer.cols // 16)
+            if buffer.name not in self._arrays and buffer.name != "logits":
+                self._arrays[buffer.name] = _block(self._max_rows * buffer.times * stride + 4096), stride
+        matmuls = plan.matmuls()
+        packed = max(self._max_rows * op.out.times * packed_bytes(_one(op)) for op in matmuls)
+        self.packed = self.packed if packed <= self.packed.nbytes else _block(packed)
+        columns = max(-(-cols // 64) * 64 for cols in (
+            *(_one(op).shape[1] for op in matmuls), *(op.out.cols for op in plan.ops if isinstance(op, Apply)),
+        ))  # fmt: skip
+        scratch = max(4096 + 4 * columns, *(packed_bytes(_one(op)) for op in matmuls))
+        self.scratch_bytes = max(self.scratch_bytes, 2 * (-(-scratch // 4096) * 4096))
 
     @property
     def n_bytes(self) -> int:
@@ -455,9 +495,15 @@ class _Lowering:
                 fields |= {"SCALE": float(op.scale), "SOFTCAP": float(op.softcap)}
         else:
             fields |= self._write(op.out, op.adds)
+        if op.low:
+            fields |= self._low(op.low)
         if not op.same_input:
             yield {**fields, "OP": self._kernels.op(prepare), "BARRIER": 2}
         yield {**fields, "OP": self._kernels.op(best if op.logits else matmul), "BARRIER": 0 if joined else 1}
+
+    def _low(self, low: Low) -> dict[str, Any]:
+        at, stride = self._memory.place(low.x)
+        return {"LOW_RANK": low.b.shape[1], "LOW": at + 4 * low.first, "LOW_STRIDE": stride, "LOW_B": address(low.b)}
 
     def _product(self, weight: Tensor, source: Source) -> dict[str, Any]:
         """What matmuls have in common."""

@@ -6,13 +6,14 @@ It needs no compiler and no particular CPU, and it is what every other backend i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from edgellm import quant
+from edgellm.adapter import Adapter, LowRank
 from edgellm.architectures import Architecture
 from edgellm.arrays import F32, I32, Array
 from edgellm.backends import best_tokens
@@ -60,6 +61,9 @@ class Backend(Slots[SlotCache]):
     def _new_slot(self) -> SlotCache:
         return SlotCache(self._layers, self._context_length, self.MAX_ROWS, self._kv)
 
+    def adapt(self, adapter: Adapter) -> None:
+        """There is nothing to be made ready."""
+
     def run(self, step: Step) -> F32:
         return self._forward(step, _Ops)
 
@@ -85,6 +89,7 @@ class _Ops:
 
     def __init__(self, step: Step, slots: dict[int, SlotCache], dense: dict[str, F32]) -> None:
         self._step, self._slots, self._dense = step, slots, dense
+        self._pairs: Mapping[str, LowRank] = step.adapter.pairs if step.adapter else {}
 
     def embed(self, table: Tensor, scale: float = 1.0) -> F32:
         x: F32 = rows_of(table, self._step.tokens) * np.float32(scale)
@@ -95,6 +100,8 @@ class _Ops:
 
     def linear(self, x: F32, weight: Tensor, bias: Tensor | None = None) -> F32:
         y: F32 = x @ self._values(weight).T
+        if pair := self._pairs.get(weight.name):
+            y += x @ pair.a.T @ pair.b.T
         return y if bias is None else y + vector(bias)
 
     def add(self, x: F32, y: F32, scale: float = 1.0) -> F32:

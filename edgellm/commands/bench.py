@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.options import backend_option, json_option, kv_option, load_model, threads_option
+from edgellm.options import backend_option, json_option, kv_option, load_model, lora_option, threads_option
 
 
 @click.command()
@@ -30,6 +30,7 @@ from edgellm.options import backend_option, json_option, kv_option, load_model, 
 @threads_option
 @backend_option
 @kv_option
+@lora_option
 @json_option
 def command(
     model: str, n_prompt: int, n_generate: int, repeats: int, depth: int, as_json: bool, **options: Any

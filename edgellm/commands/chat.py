@@ -12,6 +12,7 @@ from edgellm.options import (
     Grouped,
     answer_options,
     load_model,
+    lora_option,
     model_option,
     prompt_cache,
     prompt_cache_option,
@@ -38,6 +39,7 @@ from edgellm.options import (
 @sampling_options
 @structure_options
 @runtime_options
+@lora_option
 def command(
     prompt: str | None,
     model: str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.options import size_text
+from edgellm.options import lora_option, size_text
 
 if TYPE_CHECKING:
     from edgellm.converters import Report
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="JSON: SOURCE's tensor names to those of Hugging Face, {} for numbers, null to leave one out.",
 )
+@lora_option
 def command(source: Path, target: Path, **options: Any) -> None:
     """Convert trained weights to TARGET, a .edge file.
 
     SOURCE is a GGUF file (any shard of a split one), a Hugging Face folder, a llama2.c .bin file, or, with config.json
-    and the tokenizer beside it, a file of weights: safetensors, PyTorch's (.bin, .pt, .pth) or NumPy's (.npz).
+    and the tokenizer beside it, a file of weights: safetensors, PyTorch's (.bin, .pt, .pth) or NumPy's (.npz). With
+    --lora the adapter becomes a part of the weights.
     """
     from edgellm.converters import convert
 

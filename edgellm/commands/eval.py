@@ -11,7 +11,7 @@ import click
 
 from edgellm import tasks
 from edgellm.commands.tokenize import read_text
-from edgellm.options import backend_option, json_option, load_model, threads_option
+from edgellm.options import backend_option, json_option, load_model, lora_option, threads_option
 
 
 @click.command()
@@ -27,6 +27,7 @@ from edgellm.options import backend_option, json_option, load_model, threads_opt
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="The first N questions only.")
 @backend_option
 @threads_option
+@lora_option
 @json_option
 def command(task: str, model: str, data: Path | None, limit: int | None, as_json: bool, **options: Any) -> None:
     """How well MODEL does a task, measured as lm-evaluation-harness does, without examples."""

@@ -13,6 +13,7 @@ from edgellm.options import (
     answer_options,
     json_option,
     load_model,
+    lora_option,
     model_option,
     prompt_cache,
     prompt_cache_option,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @sampling_options
 @structure_options
 @runtime_options
+@lora_option
 @json_option
 def command(prompt: str, model: str, answers: int, as_json: bool, **options: Any) -> None:
     """Continue PROMPT as raw text, without a chat template.

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from edgellm.commands.tokenize import read_text
-from edgellm.options import backend_option, json_option, kv_option, load_model, threads_option
+from edgellm.options import backend_option, json_option, kv_option, load_model, lora_option, threads_option
 
 
 @click.command()
@@ -23,6 +23,7 @@ from edgellm.options import backend_option, json_option, kv_option, load_model, 
 @backend_option
 @threads_option
 @kv_option
+@lora_option
 @json_option
 def command(model: str, file: Path, context: int, chunks: int | None, as_json: bool, **options: Any) -> None:
     """Perplexity of MODEL on the text in FILE, as llama-perplexity computes it.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.errors import UnsupportedError
-from edgellm.options import Grouped, load_with_slots, runtime_options, short_name, slots_option
+from edgellm.options import Grouped, load_with_slots, lora_option, runtime_options, short_name, slots_option
 
 if TYPE_CHECKING:
     from edgellm.api import Model
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--page/--no-page", "has_page", default=True, show_default=True, help="Whether / is a page to chat on.")
 @runtime_options
+@lora_option
 def command(
     models: tuple[str, ...], host: str, port: int, slots: int | None, queue: int, timeout: float, grace: int,
     keys: tuple[str, ...], api_key_file: Path | None, without_key: bool, hosts: tuple[str, ...],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +18,10 @@ from edgellm.options import json_option, size_text
 @click.option("--plan", "with_plan", is_flag=True, help="Show what a step computes, op by op, instead.")
 @json_option
 def command(model: str, with_tensors: bool, with_plan: bool, as_json: bool) -> None:
-    """Show what MODEL is: architecture, sizes, formats, licence."""
+    """Show what MODEL is: architecture, sizes, formats, licence; or what an adapter of that path is."""
+    if _is_adapter(Path(model)):
+        _show_adapter(Path(model), as_json)
+        return
     from edgellm import store
     from edgellm.loading import open_model
 
@@ -44,6 +48,26 @@ def command(model: str, with_tensors: bool, with_plan: bool, as_json: bool) -> N
         click.echo(json.dumps({**facts, "tensors": tensors} if with_tensors else facts, ensure_ascii=False))
         return
     _print(facts, tensors, with_tensors)
+
+
+def _is_adapter(path: Path) -> bool:
+    if not path.is_dir() and path.suffix.lower() != ".gguf":
+        return False
+    from edgellm.converters import is_adapter
+
+    return is_adapter(path)
+
+
+def _show_adapter(path: Path, as_json: bool) -> None:
+    from edgellm.converters import open_adapter
+
+    facts = {**open_adapter(path).facts(), "path": str(path)}
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for key, value in facts.items():
+        if value is not None:
+            click.echo(f"{key:<16}{', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
 def _print(facts: dict[str, Any], tensors: list[dict[str, Any]], with_tensors: bool) -> None:

@@ -57,6 +57,10 @@ N_TAPS = CELL * 57
 # Norms of heads that RoPE has turned, with the same eps.
 Q_TURNED_NORM, K_TURNED_NORM = (CELL * (58 + i) for i in range(2))
 
+# What an adapter adds to a matmul's outputs: LOW_RANK columns of the rows at LOW, LOW_STRIDE bytes apart, times LOW_B.
+LOW_RANK, LOW, LOW_STRIDE, LOW_B = (CELL * (60 + i) for i in range(4))
+"""LOW_B is float32 [outputs / 16][LOW_RANK][16]. LOW_RANK is 0 where there is no adapter."""
+
 # Values of PROLOGUE and ACTIVATION.
 PLAIN, RMS_NORM, LAYER_NORM, GATED, ACTIVATED = range(5)
 SILU, GELU, GELU_TANH, RELU2 = range(4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgellm.kernels.fetch import FARTHEST, next_slice
 from edgellm.kernels.layout import (
     ADDS,
@@ -10,6 +12,10 @@ from edgellm.kernels.layout import (
     DOT_4,
     DOT_N,
     GATHERS,
+    LOW,
+    LOW_B,
+    LOW_RANK,
+    LOW_STRIDE,
     N_BLOCKS,
     N_TILES,
     PAIR,
@@ -27,7 +33,7 @@ from edgellm.kernels.layout import (
     WEIGHT,
 )  # fmt: skip
 from edgellm.kernels.prepare import capped, packed_bytes, prepare_rows, rows_of, rows_together
-from edgellm.kernels.primitives import add, call_dot, fill, get_f32, get_i64, load_f32, mul, store_f32
+from edgellm.kernels.primitives import add, call_dot, fill, fma, get_f32, get_i64, load_f32, mul, store_f32, zero
 
 BLOCKS_TOGETHER, ROWS_TOGETHER = 8, 64
 """Weights are read from memory once, and some of them with some rows from the caches until all have met. The number of
@@ -108,10 +114,21 @@ def store_outputs(record: int, target: int, block: int, row: int, count: int, ou
         y = load_f32(outputs + 64 * i)
         if bias:
             y = add(y, load_f32(bias + place))
+        if get_i64(record + LOW_RANK):
+            y = add(y, low_rank(record, place, row + i))
         if adds != 0:
             y = add(load_f32(at), mul(y, fill(adds)))
         store_f32(at, y)
         at += stride
+
+
+def low_rank(record: int, place: int, row: int) -> Any:
+    """What an adapter adds to the 16 outputs of a row that stand at `place`."""
+    rank, x = get_i64(record + LOW_RANK), get_i64(record + LOW) + row * get_i64(record + LOW_STRIDE)
+    b, y = get_i64(record + LOW_B) + place * rank, zero()
+    for column in range(rank):
+        y = fma(load_f32(b + 64 * column), fill(get_f32(x + 4 * column)), y)
+    return y
 
 
 def block_place(block: int, pair: int) -> int:
