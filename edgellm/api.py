@@ -6,15 +6,13 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from edgellm import __version__, backends, cache_file, catalog, store
 from edgellm.adapter import Adapter, combined
@@ -24,6 +22,7 @@ from edgellm.backends import Backend
 from edgellm.backends._locked import Locked
 from edgellm.beams import Beam, beam_search
 from edgellm.cache import check_kind
+from edgellm.embedding import Steps, check_pooling, embeddings, groups
 from edgellm.engine import Engine, Job, Listener
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
@@ -31,8 +30,8 @@ from edgellm.generate import Slot, check_room
 from edgellm.loading import open_model, open_tokenizer
 from edgellm.logprobs import Logprob
 from edgellm.prefix_cache import PrefixCache
+from edgellm.ranking import Following, likelihoods
 from edgellm.request import Answers, Request
-from edgellm.samplers import checked
 from edgellm.scheduler import AT_ONCE, Scheduler
 from edgellm.text_stream import TextStream
 
@@ -282,6 +281,10 @@ class Model:
         """Let an answer that was begun be made."""
         return self._engine.submit(answer, listener)
 
+    def under_way(self) -> list[Answer]:
+        """Those that were submitted and are not over, the first of them in slots; they change meanwhile."""
+        return self._engine.under_way()
+
     def generate_batch(self, prompts: Sequence[str], *, at_once: int = AT_ONCE, **options: Any) -> list[Completion]:
         """Continue many texts, up to `at_once` of them in each step of the model: what `generate` gives for each.
 
@@ -445,21 +448,28 @@ class Model:
         computes those of the last token from, as models that are trained for it may want. Raises ContextOverflowError
         if the text does not fit.
         """
-        if pooling not in ("mean", "last"):
-            raise ArgumentError(f"pooling is {pooling!r}; expected mean or last")
+        check_pooling(pooling)
         ids = self.tokenize(text)
+        self.check_ids(ids)
+        *_, (found,) = embeddings(self.open_slot, [ids], pooling)
+        return found
+
+    def embed_groups(self, texts: Sequence[Sequence[int]], pooling: str = "mean") -> Iterator[Steps]:
+        """What `embed` gives, of many texts as ids that were checked: in groups that are evaluated together, each a
+        step of the model at a time."""
+        check_pooling(pooling)
+        for group in groups([len(ids) for ids in texts], self._backend.MAX_ROWS):
+            yield embeddings(self.open_slot, texts[group], pooling)
+
+    def likelihood_groups(self, texts: Sequence[Following]) -> Iterator[Generator[list[float], None, None]]:
+        """How likely a text is after each of others, as ids that were checked, in groups as `embed_groups` has them."""
+        for group in groups([len(each.ids) for each in texts], self._backend.MAX_ROWS):
+            yield likelihoods(self.open_slot, texts[group])
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise ArgumentError for no ids or what is none, ContextOverflowError for too many."""
         self._answers.check(ids)
         check_room(len(ids), 0, self.context_length)
-        slot = self.open_slot()
-        try:
-            rows = slot.hidden(ids)
-        finally:
-            slot.close()
-        pooled = rows[-1] if pooling == "last" else rows.mean(axis=0, dtype=np.float64)
-        length = np.linalg.norm(pooled)
-        checked(0 if np.isfinite(length) and length else -1)
-        found: F32 = (pooled / length).astype(np.float32)
-        return found
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Text -> ids. `add_special` puts the model's BOS or EOS, `parse_special` reads special tokens in the text."""

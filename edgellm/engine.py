@@ -70,18 +70,32 @@ class Engine:
     def submit(self, answer: Answer, listener: Listener) -> Job:
         """Make an answer, as soon as there is room: with the tokens that it would have alone. Returns at once.
 
-        Any thread may call it. Raises EdgeError after `close`.
+        Any thread may call it. Raises EdgeError after `close`, and where no thread can be started.
         """
         job = Job(self, answer, listener)
         with self._changed:
             if self._closed:
                 raise EdgeError("the model is closed; load it again")
+            self._thread = self._thread or self._started()
             self._coming.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="edgellm-engine", daemon=True)
-                self._thread.start()
             self._changed.notify()
         return job
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name="edgellm-engine", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise EdgeError(
+                f"no thread can be started to make the answer: {error}; expected room for one more: end other "
+                "programs, or allow more threads (ulimit -u)"
+            ) from error
+        return thread
+
+    def under_way(self) -> list[Answer]:
+        """Answers that are made, and after them those that wait for a slot; others go on with them meanwhile."""
+        with self._changed:
+            return [job.answer for job in (*self._under_way.values(), *self._coming)]
 
     def close(self) -> None:
         """Stop all answers, which end with an EdgeError; the thread has ended when it returns."""

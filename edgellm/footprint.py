@@ -5,8 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edgellm.errors import OutOfMemoryError
+
+
+class Share(NamedTuple):
+    """What a model may take for what it remembers."""
+
+    slots: int
+    cache_bytes: int
+    """What slots at rest hold besides."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,21 @@ class Footprint:
     def total(self) -> int:
         return self.weights + self.cache + self.arena
 
-    def slots(self, available: int | None) -> int | None:
-        """How many full contexts can be held, weights apart; None: nobody knows."""
-        return None if available is None else max(0, available - self.arena) // max(1, self.cache)
+    def share(self, room: int | None, wanted: int, least: int = 1) -> Share | None:
+        """So many slots with full contexts as are wanted or fit into `room` bytes, weights apart, and what fits besides
+        of one more context at rest; None if fewer than `least` slots fit. A room of None: nobody knows."""
+        if room is None:
+            return Share(wanted, self.cache)
+        room = max(0, room - self.arena)
+        contexts = room // max(1, self.cache)
+        if contexts < least:
+            return None
+        slots = min(wanted, max(least, contexts - 1))
+        return Share(slots, min(self.cache, room - slots * self.cache))
+
+    def held(self, share: Share) -> int:
+        """All that a model may come to take, weights included."""
+        return self.weights + self.arena + share.slots * self.cache + share.cache_bytes
 
     def check(self, available: int | None, context_length: int) -> None:
         """Raise OutOfMemoryError if a full context could not be held, weights apart; None: nobody knows."""

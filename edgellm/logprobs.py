@@ -29,9 +29,12 @@ def logprob(logits: F32, id: int, n_top: int) -> Logprob:
     best = int(logits.argmax())
     checked(-1 if np.isnan(logits[best]) else best)
     total = float(logits[best]) + np.log(np.exp(logits - logits[best]).sum(dtype=np.float64))
+    likelihood = float(logits[id] - total)
+    if not n_top:
+        return Logprob(id, likelihood, [])
     top = np.argpartition(-logits, min(n_top, len(logits) - 1))[:n_top]
     top = top[np.lexsort((top, -logits[top]))]
-    return Logprob(id, float(logits[id] - total), [(int(each), float(logits[each] - total)) for each in top])
+    return Logprob(id, likelihood, [(int(each), float(logits[each] - total)) for each in top])
 
 
 class Recorder:

@@ -259,24 +259,26 @@ def load_model(model: str, options: dict[str, Any], **more: Any) -> Model:
     return load(model, backend=options["backend"], context_length=ctx, n_threads=threads, kv=kv, **more)
 
 
-def load_with_slots(model: str, options: dict[str, Any], slots: int | None, promised: int = 0) -> Model:
-    """A model with as many slots as are asked for, or as memory holds beside the bytes that are promised to others."""
+def load_with_slots(model: str, options: dict[str, Any], slots: int | None) -> Model:
+    """A model with as many slots as are asked for, or as memory holds."""
     from edgellm.errors import OutOfMemoryError
     from edgellm.footprint import available_memory
     from edgellm.scheduler import AT_ONCE
 
-    made = load_model(model, options, at_once=slots or AT_ONCE)
-    available = available_memory()
-    fits = made.footprint.slots(None if available is None else available - promised)
-    if fits is None or fits >= made.at_once:
+    wanted = slots or AT_ONCE
+    made = load_model(model, options, at_once=wanted)
+    footprint, available = made.footprint, available_memory()
+    share = footprint.share(available, wanted, slots or 1)
+    if share == footprint.share(None, wanted):
         return made
     made.close()
-    if slots or not fits:
+    if share is None:
         raise OutOfMemoryError(
-            f"{slots or 1} slots of {short_name(model)} do not fit into memory, {fits} do; ask for fewer (--slots), or "
-            "for a smaller context (--ctx)"
+            f"{slots or 1} slots of {short_name(model)} do not fit into the {(available or 0) / 1e6:.0f} MB of memory "
+            f"that are free, at {footprint.cache / 1e6:.0f} MB each; ask for fewer (--slots), or for a smaller context "
+            "(--ctx)"
         )
-    return load_model(model, options, at_once=fits)
+    return load_model(model, options, at_once=share.slots, cache_bytes=share.cache_bytes)
 
 
 def short_name(model: str) -> str:
@@ -318,3 +320,17 @@ def size_text(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} GB"
+
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def n_bytes_of(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    """ "1.5 GB" -> 1500000000, "1.5GiB" -> 1610612736."""
+    if text is None:
+        return None
+    match = SIZE.fullmatch(text.strip())
+    if not match:
+        raise click.BadParameter(f"{text!r} is no size; expected a number of bytes, such as 500MB or 4GB.")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

@@ -73,6 +73,13 @@ def installed() -> list[Installed]:
     return [Installed(path.stem, path, size) for path, size in found]
 
 
+def here() -> dict[str, Path]:
+    """Every model that is here by a name: first the default one, then those that were pulled, then bundled ones."""
+    known = catalog.entries().values()
+    names = [catalog.DEFAULT, *(each.name for each in installed()), *(each.name for each in known)]
+    return {name: path for name in names if (path := location(name)) is not None}
+
+
 def remove(name: str) -> None:
     """Delete a pulled model, or what an interrupted pull left of it.
 

@@ -148,6 +148,19 @@ def test_a_backend_that_fails_ends_all_that_are_under_way_and_no_later_ones(mode
     assert told(submit(model, "Tom", **OPTIONS)[1])[-1].ids == model.generate("Tom", **OPTIONS).ids
 
 
+def test_where_no_thread_can_be_started_nothing_waits_for_it(model, monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(2):
+        with pytest.raises(EdgeError, match="no thread can be started to make the answer: can't start new thread"):
+            submit(model, "Tom", **OPTIONS)
+    monkeypatch.undo()
+    assert told(submit(model, "Tom", **OPTIONS)[1])[-1].ids == model.generate("Tom", **OPTIONS).ids
+    assert not model._engine._coming
+
+
 def test_one_to_whom_nobody_listens_is_cancelled(model):
     heard = []
 

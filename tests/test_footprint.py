@@ -10,7 +10,7 @@ from conftest import BUNDLED
 from edgellm import api
 from edgellm.architectures import get
 from edgellm.errors import OutOfMemoryError
-from edgellm.footprint import Footprint, available_memory, resident_memory
+from edgellm.footprint import Footprint, Share, available_memory, resident_memory
 from edgellm.generate import Slot
 
 
@@ -36,6 +36,21 @@ def test_a_context_that_does_not_fit():
     footprint.check(None, 400)
     with pytest.raises(OutOfMemoryError, match=r"context of 400 tokens.* at most 200 tokens"):
         footprint.check(600, 400)
+
+
+def test_what_a_model_may_take():
+    """One more context than there are slots: of those at rest."""
+    footprint = Footprint(weights=7, cache=100, arena=50)
+    assert footprint.share(None, 16) == Share(16, 100)
+    assert footprint.share(1750, 16) == Share(16, 100)
+    assert footprint.share(1749, 16) == Share(15, 100)
+    assert footprint.share(349, 16) == Share(1, 100)
+    assert footprint.share(200, 16) == Share(1, 50)
+    assert footprint.share(149, 16) is None
+    assert footprint.share(0, 16) is None
+    assert footprint.share(370, 3, least=3) == Share(3, 20)
+    assert footprint.share(349, 3, least=3) is None
+    assert footprint.held(Share(3, 20)) == 377
 
 
 def test_loading_refuses_early(monkeypatch):

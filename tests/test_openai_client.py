@@ -281,6 +281,29 @@ def test_scores_of_prompts_as_an_evaluation_asks_for_them(client, stories):
     assert done.choices[0].text[: offsets[3]] == "Once upon"
 
 
+def test_embeddings(client, name, smollm2):
+    texts = [
+        "The dog ran to the park.",
+        "Rain fell on the city. " * 40,
+        "x",
+        *(f"Number {i} is here." for i in range(40)),
+    ]
+    found = client.embeddings.create(model=name, input=texts)  # the client asks for base64, and decodes it
+    expected = np.stack([smollm2.embed(text) for text in texts])
+    assert [each.index for each in found.data] == list(range(len(texts)))
+    np.testing.assert_array_equal(np.array([each.embedding for each in found.data], np.float32), expected)
+    assert found.usage.prompt_tokens == found.usage.total_tokens == sum(len(smollm2.tokenize(text)) for text in texts)
+    as_ids = client.embeddings.create(
+        model=name, input=[smollm2.tokenize(text) for text in texts[:2]], encoding_format="float"
+    )
+    np.testing.assert_array_equal(np.array([each.embedding for each in as_ids.data], np.float32), expected[:2])
+    one = client.embeddings.create(model=name, input=smollm2.tokenize(texts[0]), dimensions=64)
+    cut = expected[0, :64] / np.linalg.norm(expected[0, :64])
+    np.testing.assert_allclose(one.data[0].embedding, cut, atol=1e-6)
+    last = client.embeddings.create(model=name, input="x", extra_body={"pooling": "last"})
+    np.testing.assert_array_equal(last.data[0].embedding, smollm2.embed("x", pooling="last"))
+
+
 def test_text_and_tokens(server, name, smollm2, stories):
     text = "Café <|im_end|>"
     assert server.post("/tokenize", {"model": name, "content": text})[1]["tokens"] == smollm2.tokenize(text)

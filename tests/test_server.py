@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import jsonschema
 import openai
@@ -28,6 +29,8 @@ BODIES = {
     "/v1/completions": STORY,
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
     "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
+    "/v1/embeddings": {"input": "Once"},
+    "/v1/rerank": {"query": "Who?", "documents": ["Once"]},
     "/tokenize": {"content": "Once"},
     "/detokenize": {"tokens": [1, 2]},
     "/apply-template": {"messages": [{"role": "user", "content": "Hi"}]},
@@ -46,8 +49,13 @@ def server():
 
 def is_described(server, path, body):
     """Whether /openapi.json allows it."""
-    described = server.get("/openapi.json")[1]["paths"][path]["post"]["requestBody"]
-    return jsonschema.Draft202012Validator(described["content"]["application/json"]["schema"]).is_valid(body)
+    return described(server, path).is_valid(body)
+
+
+@cache
+def described(server, path):
+    found = server.get("/openapi.json")[1]["paths"][path]["post"]["requestBody"]
+    return jsonschema.Draft202012Validator(found["content"]["application/json"]["schema"])
 
 
 def refused(path, found):
@@ -140,6 +148,10 @@ WRONG = [
         "expected of: type, text",
     ),
     ("/v1/chat/completions", {"messages": [], "top_logprobs": 2}, "messages", "a list that is not empty"),
+    ("/v1/embeddings", {"input": ["a", "Once upon a time " * 400]}, "input[1]", "input[1]: "),
+    ("/v1/embeddings", {"input": [1, 512]}, "input", "input: token ids from 1 to 512"),
+    ("/v1/embeddings", {"input": ["a", 1]}, "input", "texts and tokens"),
+    ("/v1/embeddings", {"input": "a", "dimensions": 65}, "dimensions", "expected at most 64"),
     ("/tokenize", {}, "content", "content or prompt must be given"),
     ("/detokenize", {"tokens": [512]}, None, "512 is no token id"),
 ]
@@ -354,7 +366,19 @@ def test_more_than_there_is_room_for(server):
     assert len(answered) >= 4
     assert set(refused) == {("2", "unavailable_error")}
     assert all(each["usage"]["completion_tokens"] == 500 for each in answered)
-    assert server.get("/ready")[1] == {"status": "ready", "answers": 0, "room": 4}
+    assert server.get("/ready")[1] == {"status": "ready", "answers": 0, "room": 4, "models_loaded": 1}
+
+
+def test_many_embeddings_leave_room_for_others_and_end_with_their_client(server):
+    body = {"model": MODEL, "input": ["Once upon a time there was a dog. " * 8] * 2000}
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as leaves:
+        raw = json.dumps(body).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n"
+        leaves.sendall(head.encode() + raw)
+        until(lambda: server.get("/ready")[1]["answers"] == 1)
+        assert server.post("/v1/completions", STORY)[0] == server.post("/v1/embeddings", {"input": "Once"})[0] == 200
+        assert server.get("/ready")[1]["answers"] == 1
+    until(lambda: server.get("/ready")[1]["answers"] == 0)
 
 
 def test_an_error_in_one_answer_leaves_the_others_alone(server):
@@ -395,7 +419,7 @@ def test_slow_clients_are_let_go():
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:
             half.sendall(b"GET /health HTTP/1.1\r\nHost: loc")
             assert half.recv(1) == b""
-        assert server.get("/health") == (200, {"status": "ok"})
+        assert server.get("/health") == (200, {"status": "ok", "models_loaded": 1})
 
 
 def test_a_body_that_does_not_come_is_not_waited_for():
@@ -597,6 +621,22 @@ def test_the_end_waits_no_longer_than_grace():
         assert server.end() == -signal.SIGTERM
         assert time.monotonic() - begun < 10
         connection.close()
+
+
+def test_slots(server):
+    free = [{"id": i, "model": MODEL, "n_ctx": 512, "is_processing": False} for i in range(2)]
+    assert server.get("/slots") == server.get(f"/slots?model={MODEL}&fail_on_no_slot=1") == (200, free)
+    body = {**LONG, "prompt": "xyzzy", "stream": True, "n": 3}
+    thread = threading.Thread(target=server.post, args=("/v1/completions", body))
+    thread.start()
+    found = []
+    until(lambda: found.append(server.get("/slots")[1]) or all("next_token" in slot for slot in found[-1]))
+    told = [slot["next_token"] for slot in found[-1]]
+    assert {each["n_decoded"] + each["n_remain"] for each in told} == {500}
+    assert "xyzzy" not in json.dumps(found)
+    thread.join()
+    until(lambda: server.get("/slots") == (200, free))
+    assert server.get("/slots?model=x")[0] == 404
 
 
 def test_metrics(server):

@@ -6,6 +6,7 @@ import asyncio
 import math
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -16,6 +17,7 @@ from edgellm.server.body import parse
 from edgellm.server.endpoints import endpoints
 from edgellm.server.errors import RequestError, openai
 from edgellm.server.log import told
+from edgellm.server.models import Terms
 from edgellm.server.schema import Anything, MapOf, Object, Text
 from edgellm.server.service import Call, Limits, Service
 
@@ -39,7 +41,8 @@ class Replica:
 
     def __init__(self, name: str, model: Model) -> None:
         """`name` is what requests call it by, if they do."""
-        self._service = Service({name: model}, Limits(queue=2**31, seconds=math.inf))
+        self._service = Service({name: model.path}, Terms(Model), Limits(queue=2**31, seconds=math.inf))
+        self._service.models.adopt(name, model)
         self.fingerprint = model.fingerprint
 
     def answer_all(self, lines: Iterable[Line], tell: Callable[[Answered], object]) -> None:
@@ -54,7 +57,7 @@ class Replica:
         under_way = set[asyncio.Task[Answered]]()
         for line in lines:
             under_way.add(asyncio.create_task(self.answer(line)))
-            if len(under_way) >= AHEAD * self._service.slots:
+            if len(under_way) >= AHEAD * self._service.models.slots:
                 done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     yield task.result()
@@ -78,6 +81,7 @@ class Replica:
         fields = body.read(given["body"])
         if fields.get("stream"):
             raise RequestError("stream is true, but a result is one line; expected false", param="stream")
-        response = await endpoint.answer(Call(self._service, fields, {}, notes))
+        async with AsyncExitStack() as held:
+            response = await endpoint.answer(Call(self._service, fields, {}, notes, held))
         assert isinstance(response, JSONResponse)
         return response

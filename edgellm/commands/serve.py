@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.errors import UnsupportedError
-from edgellm.options import Grouped, load_with_slots, lora_option, runtime_options, short_name, slots_option
+from edgellm.options import (
+    Grouped,
+    load_model,
+    lora_option,
+    n_bytes_of,
+    runtime_options,
+    short_name,
+    slots_option,
+)
 
 if TYPE_CHECKING:
-    from edgellm.api import Model
+    from edgellm.server.models import Terms
 
 
 @click.command(cls=Grouped)
@@ -20,6 +28,15 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any.")
 @slots_option
+@click.option(
+    "--memory", callback=n_bytes_of, metavar="SIZE",
+    help="Most that models take together, such as 4GB; default what is free.",
+)  # fmt: skip
+@click.option(
+    "--keep-alive", metavar="TIME",
+    help="How long a model stays loaded that nobody asks for, such as 30s, 5m; 0: not at all, -1: until another one "
+    "needs the room, as it is for those given as MODEL. Default for others 5m.",
+)  # fmt: skip
 @click.option(
     "--queue", type=click.IntRange(0), default=64, show_default=True, metavar="N", help="Answers that may wait."
 )
@@ -58,16 +75,17 @@ if TYPE_CHECKING:
 @runtime_options
 @lora_option
 def command(
-    models: tuple[str, ...], host: str, port: int, slots: int | None, queue: int, timeout: float, grace: int,
-    keys: tuple[str, ...], api_key_file: Path | None, without_key: bool, hosts: tuple[str, ...],
-    origins: tuple[str, ...], has_page: bool, **options: Any,
+    models: tuple[str, ...], host: str, port: int, slots: int | None, memory: int | None, keep_alive: str | None,
+    queue: int, timeout: float, grace: int, keys: tuple[str, ...], api_key_file: Path | None, without_key: bool,
+    hosts: tuple[str, ...], origins: tuple[str, ...], has_page: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Answer requests of OpenAI's API over HTTP, of several clients at once.
 
-    Clients use http://127.0.0.1:8080/v1 as their base URL, and a MODEL's name; the default one is served if none is
-    given. A browser finds a page to chat on at http://127.0.0.1:8080/. Ctrl-C ends the server.
+    Clients use http://127.0.0.1:8080/v1 as their base URL, and a MODEL's name; without any MODEL, all that were pulled
+    are served. They are loaded when they are asked for, the first one at once. A browser finds a page to chat on at
+    http://127.0.0.1:8080/. Ctrl-C ends the server.
     """
-    from edgellm import catalog
+    import asyncio
 
     try:
         from edgellm.server import run, security
@@ -80,25 +98,45 @@ def command(
     access = Access(_keys(keys, api_key_file), hosts, origins)
     security.check_public(host, bool(access.keys), without_key)
     with run.listen(host, port) as socket:
-        loaded = _loaded(models or (catalog.DEFAULT,), options, slots)
+        service = Service(
+            _named(models), _terms(bool(models), slots, memory, keep_alive, options), Limits(queue, timeout)
+        )
+        asyncio.run(service.models.preload())
         address, port = socket.getsockname()[:2]
         base = f"http://{f'[{address}]' if ':' in address else address}:{port}"
-        click.echo(f"{', '.join(loaded)} at {base}/v1{f'; to chat, open {base}/' if has_page else ''}")
-        run.run(Service(loaded, Limits(queue, timeout)), access, socket, grace, has_page)
+        names = ", ".join(service.models.known())
+        click.echo(f"{names} at {base}/v1{f'; to chat, open {base}/' if has_page else ''}")
+        run.run(service, access, socket, grace, has_page)
 
 
-def _loaded(names: tuple[str, ...], options: dict[str, Any], slots: int | None) -> dict[str, Model]:
-    """Models by the names that clients know them by, with as many slots as were asked for or memory holds."""
+def _named(models: tuple[str, ...]) -> dict[str, Path]:
+    """Files by the names that clients know them by; none for all of the store, where at least the default one is."""
+    from edgellm import catalog, store
     from edgellm.errors import ArgumentError
 
-    loaded: dict[str, Model] = {}
-    promised = 0
-    for model in names:
-        if (name := short_name(model)) in loaded:
+    if not models and not store.installed():
+        store.resolve(catalog.DEFAULT)
+    named: dict[str, Path] = {}
+    for model in models:
+        if (name := short_name(model)) in named:
             raise ArgumentError(f"two models are named {name}; expected another name for each: rename a file")
-        loaded[name] = load_with_slots(model, options, slots, promised)
-        promised += loaded[name].footprint.cache * loaded[name].at_once + loaded[name].footprint.arena
-    return loaded
+        named[name] = store.resolve(model)
+    return named
+
+
+def _terms(is_named: bool, slots: int | None, memory: int | None, keep_alive: str | None, options: Any) -> Terms:
+    from edgellm.footprint import available_memory
+    from edgellm.server.models import Terms
+    from edgellm.server.schema import seconds_of
+
+    try:
+        seconds = seconds_of(keep_alive or ("-1" if is_named else "5m"))
+    except ValueError:
+        raise click.BadParameter(f"{keep_alive!r} is no time; expected one such as 30s, 5m, 0 or -1.") from None
+    return Terms(
+        lambda path, **more: load_model(str(path), options, **more),
+        slots, memory, available_memory(), seconds, options["ctx"],
+    )  # fmt: skip
 
 
 def _keys(given: tuple[str, ...], file: Path | None) -> list[str]:

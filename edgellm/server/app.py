@@ -62,10 +62,12 @@ def app(service: Service, access: Access, has_page: bool = True) -> Starlette:
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    models = app.state.service.models
+    models.start()
     try:
         yield
     finally:
-        app.state.service.close()
+        await models.close()
 
 
 async def _no_endpoint(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,20 +37,20 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        try:
-            response = await self._response(request)
-        except ClientDisconnect:
-            return
-        except Exception as error:
-            response = refusal(told(error, request.state.notes), scope["path"])
-        await response(scope, receive, send)
+        async with AsyncExitStack() as held:
+            try:
+                response = await self._response(request, held)
+            except ClientDisconnect:
+                return
+            except Exception as error:
+                response = refusal(told(error, request.state.notes), scope["path"])
+            await response(scope, receive, send)
 
-    async def _response(self, request: Request) -> Response:
+    async def _response(self, request: Request, held: AsyncExitStack) -> Response:
         fields = self.body.read(await read_json(request)) if self.body else {}
         params = {**request.query_params, **request.path_params}
-        return await unless_gone(
-            request, self.answer(Call(request.app.state.service, fields, params, request.state.notes))
-        )
+        call = Call(request.app.state.service, fields, params, request.state.notes, held)
+        return await unless_gone(request, self.answer(call))
 
 
 async def unless_gone(request: Request, answer: Awaitable[T]) -> T:

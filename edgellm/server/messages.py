@@ -66,12 +66,18 @@ def _message(given: dict[str, Any], at: str) -> dict[str, Any]:
 
 
 def _call(given: dict[str, Any], at: str) -> dict[str, Any]:
-    function, at = given["function"], f"{at}.function.arguments"
+    function = given["function"]
+    arguments = arguments_of(function["arguments"], f"{at}.function.arguments")
+    call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {**call, "id": given["id"]} if "id" in given else call
+
+
+def arguments_of(text: str, at: str) -> dict[str, Any]:
+    """Those of a call; raises RequestError."""
     try:
-        arguments = json.loads(function["arguments"] or "{}")
+        arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise RequestError(f"{at} are {function['arguments'][:60]!r}; expected the text of a JSON object", param=at)
-    call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return {**call, "id": given["id"]} if "id" in given else call
+        raise RequestError(f"{at} are {text[:60]!r}; expected the text of a JSON object", param=at)
+    return arguments

@@ -51,6 +51,8 @@ class Metrics:
         self.prompt_tokens = Count("edgellm_prompt_tokens_total", "Tokens of prompts, by model.")
         self.cached_tokens = Count("edgellm_cached_tokens_total", "Those of them that a cache held already, by model.")
         self.generated_tokens = Count("edgellm_generated_tokens_total", "Tokens of answers, by model.")
+        self.model_loads = Count("edgellm_model_loads_total", "How often a model was loaded, by model.")
+        self.model_unloads = Count("edgellm_model_unloads_total", "How often one was unloaded, by model.")
         self.first_token = Histogram("edgellm_first_token_seconds", "From a request to its first token.")
         self.next_token = Histogram("edgellm_next_token_seconds", "From one token of an answer to the next.")
 

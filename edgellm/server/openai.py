@@ -12,8 +12,9 @@ from edgellm.logprobs import Logprob
 from edgellm.request import GRAMMARS
 from edgellm.sampling import DEFAULTS, ORDER, RANGES
 from edgellm.server.errors import RequestError
-from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Number, Object, Text, Whole
-from edgellm.server.service import Call, Served
+from edgellm.server.models import Served
+from edgellm.server.schema import Anything, Duration, Either, Flag, Kind, ListOf, MapOf, Number, Object, Text, Whole
+from edgellm.server.service import Call
 from edgellm.server.streams import DONE, event
 from edgellm.tokenizer import Tokenizer
 
@@ -47,6 +48,7 @@ SAMPLING: dict[str, Kind] = {
 """OpenAI's and llama.cpp's fields of these names."""
 COMMON: dict[str, Kind] = {
     "model": Text(),
+    "keep_alive": Duration(),
     **SAMPLING,
     "n": Whole(1, MOST_ANSWERS),
     "stop": Either((Text(), ListOf(Text(), most=64))),
@@ -62,6 +64,8 @@ COMMON: dict[str, Kind] = {
     "prompt_cache_key": Text(),
     "service_tier": Text(("auto", "default")),
 }
+TEXTS = Either((Text(), ListOf(Either((Text(), Whole(0), ListOf(Whole(0), least=1))), least=1)))
+"""A text, its ids, or a list of either."""
 JSON_SCHEMA = Either((MapOf(Anything()), Flag()))
 STRUCTURE: dict[str, Kind] = {
     "regex": Text(),
@@ -70,6 +74,16 @@ STRUCTURE: dict[str, Kind] = {
 }
 """What an answer must be, beside JSON schemas."""
 ANSWER = ("stop", "speculate", "ignore_eos", "max_tokens", *SAMPLING)
+
+
+def texts(given: Any, at: str) -> list[str | list[int]]:
+    """What was read as TEXTS, as a list; raises RequestError for a mixture."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(each) for each in given}
+    if len(kinds) > 1:
+        raise RequestError(f"{at} has texts and tokens; expected a text, its ids, or a list of either", param=at)
+    return [given] if kinds == {int} else list(given)
 
 
 def options(fields: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +114,26 @@ def each_seed(options: dict[str, Any], n: int) -> list[dict[str, Any]]:
 def check_stream_options(fields: dict[str, Any]) -> None:
     if "stream_options" in fields and not fields.get("stream"):
         raise RequestError("stream_options are given without stream; expected stream: true", param="stream_options")
+
+
+def check_tools(fields: dict[str, Any], choice: str, structures: Sequence[str]) -> None:
+    """Raise RequestError for what does not go together; `structures` are given fields that say what an answer is."""
+    if fields.get("tool_choice", "none") != "none" and not fields.get("tools"):
+        raise RequestError("tool_choice is given without tools; expected some tools", param="tool_choice")
+    if not fields.get("tools") or choice == "none":
+        return
+    if fields.get("parallel_tool_calls") is False and choice == "auto":
+        raise RequestError(
+            "parallel_tool_calls is false, but a model that may call decides how often; expected a tool_choice that "
+            "asks for one call, or true",
+            param="parallel_tool_calls",
+        )
+    if structures:
+        raise RequestError(
+            f"{structures[0]} and tools are both given, but what must be so cannot be a call; expected one of them, or "
+            "tool_choice none",
+            param=structures[0],
+        )
 
 
 def head(object_: str, prefix: str, served: Served) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -125,6 +126,41 @@ class Text:
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", **({"enum": list(self.choices)} if self.choices else {})}
+
+
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+DURATION = r"-?(\d+(\.\d+)?(ms|s|m|h))+|-?\d+(\.\d+)?"
+
+
+def seconds_of(value: str | float) -> float:
+    """A number of seconds, or a text such as 5m or 1h30m -> seconds, infinity for one below 0; raises ValueError."""
+    if isinstance(value, str):
+        if len(value) > 30 or not re.fullmatch(DURATION, value):
+            raise ValueError(f"{value!r} is no time")
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", value)
+        value = (-1 if value[0] == "-" else 1) * sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
+    return math.inf if value < 0 else float(value)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds, as a number or as Ollama has them: 300, "5m", "-1" for ever."""
+
+    what = 'seconds, or a text such as "5m", below 0 for ever'
+
+    def fits(self, value: Any) -> bool:
+        return isinstance(value, (int, float, str)) and not isinstance(value, bool)
+
+    def read(self, value: Any, at: str) -> float:
+        if not self.fits(value):
+            raise _refused(value, at, self)
+        try:
+            return seconds_of(value)
+        except (ValueError, OverflowError):
+            raise _refused(value, at, self) from None
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [{"type": "number"}, {"type": "string", "maxLength": 30, "pattern": f"^({DURATION})$"}]}
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from edgellm import __version__
 from edgellm.answer import Answer, Completion, Piece
-from edgellm.api import Model
-from edgellm.chat import chat_template
-from edgellm.chat_template import ChatPrompt, ChatTemplate
 from edgellm.engine import Event, Job, Listener
-from edgellm.errors import EdgeError, ModelNotFoundError
+from edgellm.errors import EdgeError
 from edgellm.footprint import resident_memory
 from edgellm.server.errors import RequestError
 from edgellm.server.metrics import Metrics
+from edgellm.server.models import Models, Served, Terms
 
 PING = 15.0
 """Seconds between signs of life in a stream."""
@@ -34,38 +32,26 @@ class Limits:
     """For all of a request."""
 
 
-class Served:
-    """A model by the name that clients know it by."""
-
-    def __init__(self, name: str, model: Model) -> None:
-        self.name, self.model, self.created = name, model, int(time.time())
-        self.fingerprint = f"edgellm-{__version__}-{model.fingerprint[:12]}"
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """Raises ChatTemplateError if the model has none."""
-        return chat_template(self.model)
-
-    def prompt(self) -> ChatPrompt:
-        return ChatPrompt(self.model.tokenizer, self.template)
-
-
 class Service:
-    def __init__(self, models: Mapping[str, Model], limits: Limits) -> None:
-        """At least one model."""
-        self.models = {name: Served(name, model) for name, model in models.items()}
+    def __init__(self, named: Mapping[str, Path], terms: Terms, limits: Limits) -> None:
+        """See Models for what is `named`."""
         self.limits, self.metrics, self.under_way = limits, Metrics(), 0
-        self.slots = sum(model.at_once for model in models.values())
-        """Answers that are made at once."""
+        self.models = Models(named, terms, self.metrics)
 
-    def served(self, name: str | None) -> Served:
-        """The model of that name, or the only one there is; raises ModelNotFoundError."""
-        if name is None and len(self.models) == 1:
-            return next(iter(self.models.values()))
-        if name not in self.models:
-            found = "no model is named" if name is None else f"there is no model {name[:100]!r}"
-            raise ModelNotFoundError(f"{found}; expected one of {', '.join(self.models)}")
-        return self.models[name]
+    @asynccontextmanager
+    async def model(self, name: str | None = None, keep_alive: float | None = None) -> AsyncIterator[Served]:
+        """A model by its name, or the first one: loaded if it must be, it stays so meanwhile, and for `keep_alive`
+        seconds more if that is given.
+
+        Raises ModelNotFoundError, and RequestError if it cannot be loaded, in time, or too many wait for that.
+        """
+        name = self.models.name_of(name)
+        with nullcontext() if self.models.is_at_hand(name) else self.place():
+            served = await self.models.take(name, keep_alive, self.limits.seconds)
+        try:
+            yield served
+        finally:
+            self.models.release(served)
 
     @property
     def room(self) -> int:
@@ -75,7 +61,17 @@ class Service:
     @property
     def most(self) -> int:
         """Answers that are taken in at once, to be made or to wait."""
-        return self.slots + self.limits.queue
+        return self.models.slots + self.limits.queue
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Counts as an answer; raises RequestError if there is no room for one more."""
+        self.check_room(1)
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
 
     def check_room(self, n_answers: int) -> None:
         """Raise RequestError if there is no room for as many more answers."""
@@ -93,20 +89,18 @@ class Service:
 
     def gauges(self) -> dict[str, tuple[str, float]]:
         values: dict[str, tuple[str, float]] = {
-            "edgellm_slots": ("Answers that can be made at once.", self.slots),
+            "edgellm_slots": ("Answers that can be made at once.", self.models.slots),
             "edgellm_answers": ("Answers that are made or wait.", self.under_way),
-            "edgellm_queue": ("Answers that there is no slot for yet.", max(0, self.under_way - self.slots)),
+            "edgellm_queue": ("Answers that there is no slot for yet.", max(0, self.under_way - self.models.slots)),
+            "edgellm_models_loaded": ("Models that are loaded.", len(self.models.loaded)),
+            "edgellm_models_bytes": ("Memory that these may come to take.", self.models.n_bytes),
         }
         if (n_bytes := resident_memory()) is not None:
             values["edgellm_resident_bytes"] = ("Memory of the process, mapped weights included.", n_bytes)
         return values
 
-    def close(self) -> None:
-        for served in self.models.values():
-            served.model.close()
 
-
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """A request that an endpoint answers."""
 
@@ -118,11 +112,22 @@ class Call:
     notes: dict[str, Any]
     """What the log shows of it."""
 
-    @cached_property
+    held: AsyncExitStack
+    """What is given back once the request is answered."""
+    _served: Served | None = None
+
+    async def load(self) -> Served:
+        """The model that the request asks for, loaded if it must be; until the request is answered."""
+        asked, keep_alive = self.fields.get("model", self.params.get("model")), self.fields.get("keep_alive")
+        self._served = await self.held.enter_async_context(self.service.model(asked, keep_alive))
+        self.notes["model"] = self._served.name
+        return self._served
+
+    @property
     def served(self) -> Served:
-        served = self.service.served(self.fields.get("model", self.params.get("model")))
-        self.notes["model"] = served.name
-        return served
+        """What was loaded."""
+        assert self._served, "load comes first"
+        return self._served
 
 
 class Answers:
@@ -139,7 +144,7 @@ class Answers:
         self._last: dict[int, float] = {}
         self._service.under_way += self._n
         self._ping = loop.call_later(PING, self._sign_of_life)
-        self._end = loop.call_later(limits.seconds, self._queue.put_nowait, _too_slow(limits.seconds))
+        self._end = loop.call_later(limits.seconds, self._queue.put_nowait, too_slow(limits.seconds))
         self._jobs: list[Job] = []
         try:
             for i, answer in enumerate(answers):
@@ -209,7 +214,7 @@ class Answers:
         self._call.notes.update(prompt_tokens=prompts, cached_tokens=cached, generated_tokens=generated)
 
 
-def _too_slow(seconds: float) -> RequestError:
+def too_slow(seconds: float) -> RequestError:
     return RequestError(
         f"the answer was not complete after {seconds:g} seconds, so it was stopped; ask for fewer tokens, or start "
         "the server with a longer --timeout",

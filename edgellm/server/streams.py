@@ -55,6 +55,7 @@ def answering(
     """Who answers at an endpoint that makes texts: whole, or streamed if that is asked for."""
 
     async def answer(call: Call) -> Response:
+        await call.load()
         asked = await run_in_threadpool(prepare, call)
         answers = Answers(call, asked.answers)
         if call.fields.get("stream", wire.is_default):

@@ -301,6 +301,7 @@ WIRE = Wire("text/event-stream", lambda error: b"event: error\n" + event(anthrop
 
 
 async def count_tokens(call: Call) -> Response:
+    await call.load()
     prompt = await run_in_threadpool(_prompt, call)
     return JSONResponse({"input_tokens": len(prompt.question.ids)})
 

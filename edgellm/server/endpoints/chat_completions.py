@@ -74,22 +74,8 @@ def _check(fields: dict[str, Any]) -> None:
         _check_begun(fields)
     if fields.get("store"):
         raise RequestError("store is true, but nothing is stored here; expected false", param="store")
-    if fields.get("tool_choice", "none") != "none" and not fields.get("tools"):
-        raise RequestError("tool_choice is given without tools; expected some tools", param="tool_choice")
-    if not fields.get("tools") or _choice(fields) == "none":
-        return
-    if fields.get("parallel_tool_calls") is False and _choice(fields) == "auto":
-        raise RequestError(
-            "parallel_tool_calls is false, but a model that may call decides how often; expected a tool_choice that "
-            "asks for one call, or true",
-            param="parallel_tool_calls",
-        )
-    if given := [name for name in STRUCTURES if name in fields and fields[name] != {"type": "text"}]:
-        raise RequestError(
-            f"{given[0]} and tools are both given, but what must be so cannot be a call; expected one of them, or "
-            "tool_choice none",
-            param=given[0],
-        )
+    structures = [name for name in STRUCTURES if name in fields and fields[name] != {"type": "text"}]
+    openai.check_tools(fields, _choice(fields), structures)
 
 
 def _check_begun(fields: dict[str, Any]) -> None:

@@ -13,16 +13,15 @@ from edgellm.logprobs import Logprob
 from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
-from edgellm.server.schema import Either, Flag, Kind, ListOf, Object, Text, Whole
+from edgellm.server.schema import Flag, Kind, Object, Text, Whole
 from edgellm.server.service import Answers, Call
 from edgellm.server.streams import PING, answering
 from edgellm.text_stream import TextStream
 
 MAX_TOKENS = 16
 """OpenAI's default here."""
-IDS = ListOf(Whole(0), least=1)
 FIELDS: dict[str, Kind] = {
-    "prompt": Either((Text(), ListOf(Either((Text(), Whole(0), IDS)), least=1))),
+    "prompt": openai.TEXTS,
     **openai.COMMON,
     "echo": Flag(),
     "logprobs": Whole(0, openai.MOST_TOP),
@@ -49,7 +48,7 @@ def _asked(call: Call) -> Asked:
         options["logprobs"] = fields["logprobs"]
         if fields.get("echo"):
             options["prompt_logprobs"] = fields["logprobs"]
-    given, n = _prompts(fields["prompt"]), fields.get("n", 1)
+    given, n = openai.texts(fields["prompt"], "prompt"), fields.get("n", 1)
     call.service.check_room(len(given) * n)  # before thousands of them are made ready
     prompts = [_ids(model, prompt) for prompt in given]
     answers = [model.begin_ids(ids, **each) for _, ids in prompts for each in openai.each_seed(options, n)]
@@ -65,16 +64,6 @@ def _check(fields: dict[str, Any]) -> None:
         )
     if fields.get("best_of", 1) not in (1, fields.get("n", 1)):
         raise RequestError("best_of is given, but all answers are told here; expected n instead", param="best_of")
-
-
-def _prompts(given: Any) -> list[str | list[int]]:
-    """A text, or ids, or a list of either."""
-    if isinstance(given, str):
-        return [given]
-    kinds = {type(each) for each in given}
-    if len(kinds) > 1:
-        raise RequestError("prompt has texts and tokens; expected a text, its ids, or a list of either", param="prompt")
-    return [given] if kinds == {int} else given
 
 
 def _ids(model: Model, prompt: str | list[int]) -> tuple[str, list[int]]:

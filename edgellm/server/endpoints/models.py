@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from edgellm.server.endpoint import Endpoint
-from edgellm.server.service import Call, Served
+from edgellm.server.models import Models
+from edgellm.server.service import Call
 
 
 async def all_(call: Call) -> Response:
-    return JSONResponse({"object": "list", "data": [_model(each) for each in call.service.models.values()]})
+    models = call.service.models
+    data = [await run_in_threadpool(_model, models, name) for name in models.known()]
+    return JSONResponse({"object": "list", "data": data})
 
 
 async def one(call: Call) -> Response:
-    return JSONResponse(_model(call.service.served(call.params["name"])))
+    models = call.service.models
+    return JSONResponse(await run_in_threadpool(_model, models, models.name_of(call.params["name"])))
 
 
-def _model(served: Served) -> dict[str, Any]:
+def _model(models: Models, name: str) -> dict[str, Any]:
+    """The status is as llama.cpp's server has it."""
     return {
-        "id": served.name,
+        "id": name,
         "object": "model",
-        "created": served.created,
+        "created": models.changed(name),
         "owned_by": "edgellm",
-        "max_model_len": served.model.context_length,
+        "max_model_len": models.context_length(name),
+        "status": {"value": models.status(name)},
     }
 
 

@@ -28,7 +28,7 @@ async def tokenize(call: Call) -> Response:
         raise RequestError("content or prompt must be given; expected one of them", param="content")
     asked = fields.get("add_special", fields.get("add_special_tokens", "prompt" in fields))
     text, parse = fields.get("content", fields.get("prompt", "")), fields.get("parse_special", True)
-    model = call.served.model
+    model = (await call.load()).model
     ids = await run_in_threadpool(model.tokenize, text, add_special=asked, parse_special=parse)
     tokens = [_piece(call, id) for id in ids] if fields.get("with_pieces") else ids
     return JSONResponse({"tokens": tokens, "count": len(ids), "max_model_len": model.context_length})
@@ -44,14 +44,14 @@ def _piece(call: Call, id: int) -> dict[str, Any]:
 
 
 async def detokenize(call: Call) -> Response:
-    tokenizer = call.served.model.tokenizer
+    tokenizer = (await call.load()).model.tokenizer
     text = await run_in_threadpool(tokenizer.decode, call.fields["tokens"], skip_special=False)
     return JSONResponse({"content": text, "prompt": text})
 
 
 async def tokenizer_info(call: Call) -> Response:
     """What lm-evaluation-harness asks, in place of a tokenizer of its own."""
-    model = call.served.model
+    model = (await call.load()).model
     eos = model.info.eos_ids[0] if model.info.eos_ids else None
     bos_token, eos_token = (None if id is None else model.tokenizer.id_to_token(id) for id in (model.info.bos_id, eos))
     return JSONResponse(
@@ -65,7 +65,8 @@ async def tokenizer_info(call: Call) -> Response:
 async def apply_template(call: Call) -> Response:
     messages, tools = messages_of(call.fields["messages"]), call.fields.get("tools", ())
     generates = call.fields.get("add_generation_prompt", True)
-    text = await run_in_threadpool(call.served.template.render, messages, generates, tools)
+    served = await call.load()
+    text = await run_in_threadpool(served.template.render, messages, generates, tools)
     return JSONResponse({"prompt": text})
 
 
