@@ -304,6 +304,127 @@ def test_embeddings(client, name, smollm2):
     np.testing.assert_array_equal(last.data[0].embedding, smollm2.embed("x", pooling="last"))
 
 
+def test_responses(client, name, smollm2):
+    done = client.responses.create(
+        model=name, input=HELLO[0]["content"], temperature=0, max_output_tokens=30, metadata={"a": "b"}
+    )
+    expected = smollm2.chat().send(HELLO[0]["content"], temperature=0, max_tokens=30)
+    assert (done.object, done.status, done.output_text) == ("response", "completed", expected.text)
+    assert (done.usage.input_tokens, done.usage.output_tokens) == (
+        len(expected.prompt_ids), expected.timings.generated_tokens
+    )  # fmt: skip
+    assert (done.metadata, done.error, done.incomplete_details, done.temperature) == ({"a": "b"}, None, None, 0)
+    (message,) = done.output
+    assert (message.type, message.role, message.status) == ("message", "assistant", "completed")
+    cut = client.responses.create(model=name, input=HELLO, temperature=0, max_output_tokens=3)
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert expected.text.startswith(cut.output_text)
+
+
+def test_responses_that_go_on(client, name, smollm2):
+    """With what was answered before as input, as the client has it."""
+    options = {"model": name, "instructions": "You are terse.", "temperature": 0, "max_output_tokens": 12}
+    chat = smollm2.chat("You are terse.")
+    first, second = (chat.send(text, temperature=0, max_tokens=12).text for text in ("Hello.", "Why?"))
+    done = client.responses.create(input=[{"role": "user", "content": "Hello."}], **options)
+    assert done.output_text == first
+    part = {"type": "input_text", "text": "Why?"}
+    given = [
+        {"role": "user", "content": "Hello."},
+        *(item.model_dump(exclude_none=True) for item in done.output),
+        {"type": "message", "role": "user", "content": [part]},
+    ]
+    done = client.responses.create(input=given, **options)
+    assert done.output_text == second
+    assert done.usage.input_tokens_details.cached_tokens > 20
+
+
+def test_streamed_responses(client, name):
+    options = {"model": name, "input": HELLO, "temperature": 0, "max_output_tokens": 30}
+    whole = client.responses.create(**options)
+    events = list(client.responses.create(**options, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    types = [event.type for event in events]
+    n_deltas = types.count("response.output_text.delta")
+    assert n_deltas > 3
+    assert types == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+        *["response.output_text.delta"] * n_deltas, "response.output_text.done", "response.content_part.done",
+        "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    ids = {event.item_id for event in events if hasattr(event, "item_id")}
+    last = events[-1].response
+    assert (ids, last.output_text, last.usage.output_tokens) == (
+        {last.output[0].id}, whole.output_text, whole.usage.output_tokens
+    )  # fmt: skip
+    assert events[0].response.status == "in_progress"
+    with client.responses.stream(**options) as stream:
+        assert stream.get_final_response().output_text == whole.output_text
+
+
+def test_the_log_probabilities_of_responses(client, name, smollm2):
+    options = {"model": name, "input": HELLO, "temperature": 0, "max_output_tokens": 6, "top_logprobs": 2}
+    asked = {"include": ["message.output_text.logprobs"]}
+    done = client.responses.create(**options, **asked)
+    expected = smollm2.chat().send(HELLO[0]["content"], temperature=0, max_tokens=6, logprobs=2)
+    found = done.output[0].content[0].logprobs
+    assert "".join(each.token for each in found) == expected.text
+    assert [len(each.top_logprobs) for each in found] == [2] * 6
+    streamed = [
+        each.token
+        for event in client.responses.create(**options, **asked, stream=True)
+        if event.type == "response.output_text.delta"
+        for each in event.logprobs
+    ]
+    assert "".join(streamed) == expected.text
+
+
+def test_responses_after_a_schema(client, name):
+    done = client.responses.parse(model=name, input=HELLO, text_format=City, temperature=0, max_output_tokens=100)
+    assert isinstance(done.output_parsed, City)
+
+
+FLAT = [{"type": "function", **tool["function"]} for tool in (WEATHER, CLOCK)]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}], ids=str)
+def test_tools_of_responses(client, name, choice):
+    options = {"model": name, "tools": FLAT, "max_output_tokens": 100, "extra_body": {"seed": 1}}
+    question = [{"role": "user", "content": "How is the weather in Rome?"}]
+    done = client.responses.create(**options, input=question, tool_choice=choice)
+    (call,) = done.output
+    assert (done.status, call.type, call.status) == ("completed", "function_call", "completed")
+    if call.name == "get_weather":
+        jsonschema.validate(json.loads(call.arguments), WEATHER["function"]["parameters"])
+    events = list(client.responses.create(**options, input=question, tool_choice=choice, stream=True))
+    assert [event.type for event in events[2:-1]] == [
+        "response.output_item.added", "response.function_call_arguments.delta",
+        "response.function_call_arguments.done", "response.output_item.done",
+    ]  # fmt: skip
+    assert (events[3].delta, events[4].arguments, events[5].item.name) == (call.arguments, call.arguments, call.name)
+    more = [
+        *question, call.model_dump(exclude_none=True),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."},
+    ]  # fmt: skip
+    assert client.responses.create(**options, input=more).status in ("completed", "incomplete")
+
+
+def test_what_responses_do_not_have(client, name):
+    for fields, param in (
+        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"store": True}, "store"),
+        ({"background": True}, "background"), ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"), ({"truncation": "auto"}, "truncation"),
+        ({"reasoning": {"effort": "high"}}, "reasoning"), ({"include": ["file_search_call.results"]}, "include[0]"),
+        ({"top_logprobs": 2}, "top_logprobs"), ({"tool_choice": "required"}, "tool_choice"),
+        ({"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "["}]}, "input[0].arguments"),
+        ({"tools": FLAT, "text": {"format": {"type": "json_object"}}}, "text"),
+    ):  # fmt: skip
+        with pytest.raises(openai.BadRequestError) as found:
+            client.responses.create(**{"model": name, "input": "Hi", "max_output_tokens": 1, **fields})
+        assert found.value.param == param
+
+
 def test_text_and_tokens(server, name, smollm2, stories):
     text = "Café <|im_end|>"
     assert server.post("/tokenize", {"model": name, "content": text})[1]["tokens"] == smollm2.tokenize(text)

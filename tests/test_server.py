@@ -30,6 +30,7 @@ BODIES = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
     "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4},
     "/v1/embeddings": {"input": "Once"},
+    "/v1/responses": {"input": "Hi", "max_output_tokens": 4},
     "/v1/rerank": {"query": "Who?", "documents": ["Once"]},
     "/tokenize": {"content": "Once"},
     "/detokenize": {"tokens": [1, 2]},
