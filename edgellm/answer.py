@@ -13,6 +13,7 @@ from edgellm.banned import Banned
 from edgellm.generate import Slot, generate
 from edgellm.logprobs import Logprob
 from edgellm.lookup import Lookup
+from edgellm.overflow import Window
 from edgellm.sampling import Chooser
 from edgellm.scheduler import Progress, Scheduler
 from edgellm.sequence import Sequence as Tokens
@@ -62,9 +63,10 @@ class Completion:
     tool_calls: list[ToolCall] = field(default_factory=list)
     """What the model asks for, in a chat with `tools`; `text` is without them."""
     dropped_tokens: int = 0
-    """With overflow="shift": the oldest tokens of the prompt, for which there was no room; `prompt_ids` is without."""
+    """With overflow="shift": the oldest tokens of the prompt, for which there was no room; `prompt_ids` is without.
+    With "window" too, and besides those that were dropped, of prompt and answer, while the answer was made."""
     dropped_messages: Sequence[Mapping[str, Any]] = ()
-    """With overflow="shift", in a chat: the oldest messages, without which the answer was made."""
+    """With overflow="shift" or "window", in a chat: the oldest messages, without which the answer was made."""
     logprobs: list[Logprob] = field(default_factory=list)
     """With `logprobs`: of each of `ids`, and perhaps of the token that ended the answer."""
     prompt_logprobs: list[Logprob] = field(default_factory=list)
@@ -136,6 +138,7 @@ class Answer:
     lookup: Lookup | None
     banned: Banned | None
     adapter: Adapter | None = None
+    window: Window | None = None
     kind: Callable[..., Tokens] = Tokens
     """Of its sequence."""
     made: list[int] = field(default_factory=list)
@@ -145,6 +148,9 @@ class Answer:
     keep: Callable[[Sequence[int], str], None] | None = None
     """Called with `made` and the finish_reason, for the next time."""
     started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.n_left_out = self.completion.dropped_tokens
 
     def pieces(self, slot: Slot) -> Iterator[Piece]:
         """The answer, made in a slot of its own."""
@@ -158,6 +164,7 @@ class Answer:
             self.lookup,
             ends=self.ends,
             banned=self.banned,
+            window=self.window,
             kind=self.kind,
         )
         return self._told(ids, lambda: "stop" if self.sampler.is_done else "length")
@@ -194,6 +201,7 @@ class Answer:
             lookup=self.lookup,
             banned=self.banned,
             adapter=self.adapter,
+            window=self.window,
             kind=self.kind,
         )
 
@@ -226,6 +234,8 @@ class Answer:
         self._clock()
         done = self.completion
         self.made.append(id)
+        if self.window:
+            done.dropped_tokens = self.n_left_out + self.window.dropped
         if id in self.ends:
             self._end("stop")
             return None

@@ -135,8 +135,9 @@ class Model:
         self.prefix_cache = PrefixCache(self._backend, self.context_length, cache_bytes)
         self._closed = False
         self._answers = Answers(
-            self.tokenizer, config.vocab_size, self.context_length, info.eos_ids, answer_cache, self._bound_to(None)
-        )
+            self.tokenizer, config.vocab_size, self.context_length, info.eos_ids, self._backend.least_latest,
+            answer_cache, self._bound_to(None),
+        )  # fmt: skip
         new_scheduler = partial(Scheduler, self._backend, self.context_length, at_once, self.prefix_cache)
         new_scheduler()  # raises now for a number that is wrong
         self.at_once, self._engine = at_once, Engine(new_scheduler)
@@ -210,7 +211,10 @@ class Model:
 
         Raises ContextOverflowError before the first piece when prompt and `max_tokens` do not fit the context, unless
         `overflow` is "shift": then the prompt's oldest tokens are left out, and the completion's `dropped_tokens` says
-        how many; three quarters of the context stay, or less for a longer answer, and BOS.
+        how many; three quarters of the context stay, or less for a longer answer, and BOS. With "window" the first four
+        tokens stay, and an answer may be longer than the context: whenever that is full, half of the tokens after those
+        four are dropped, and the later ones move up without being evaluated again (arXiv:2309.17453); `dropped_tokens`
+        counts them too. Raises UnsupportedError for models with learned positions.
 
         At most one of `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` and `grammar`
         (GBNF) says what an answer must be: one that ends by itself is, one that is cut is the beginning of such a one.

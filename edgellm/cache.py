@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from edgellm.architectures import LayerCache
-from edgellm.arrays import F32, I32, Array
+from edgellm.arrays import F16, F32, I32, Array
 from edgellm.errors import ArgumentError
+from edgellm.moves import Moves
+from edgellm.plan import Plan
 from edgellm.quant import GROUP, divide, to_f16
 from edgellm.step import Step
 
@@ -30,18 +33,27 @@ def check_kind(kv: str) -> None:
 def rounded(keys: F32, values: F32) -> tuple[F32, F32]:
     """What is left of keys and values (..., head_dim) in 8 bits, with a float16 scale for GROUP dimensions of a key, as
     in the weight format q8, and for a whole value. NaN where a number under the same scale is not finite."""
-    pad = -keys.shape[-1] % GROUP
-    groups = np.pad(keys, [(0, 0)] * (keys.ndim - 1) + [(0, pad)]).reshape(*keys.shape[:-1], -1, GROUP)
-    of_keys = _rounded(groups).reshape(*keys.shape[:-1], -1)[..., : keys.shape[-1]]
+    of_keys = _rounded(by_group(keys)).reshape(*keys.shape[:-1], -1)[..., : keys.shape[-1]]
     return of_keys, _rounded(values)
 
 
 def _rounded(groups: F32) -> F32:
-    """Of groups along the last axis."""
+    codes, scale = coded(groups)
+    result: F32 = codes * scale.astype(np.float32)
+    return result
+
+
+def coded(groups: F32) -> tuple[F32, F16]:
+    """Codes and scale (..., 1) of groups along the last axis."""
     with np.errstate(invalid="ignore"):
         scale = to_f16(np.abs(groups).max(-1, keepdims=True) / np.float32(127))
-        result: F32 = np.clip(np.rint(divide(groups, scale)), -127, 127) * scale.astype(np.float32)
-    return result
+        return np.clip(np.rint(divide(groups, scale)), -127, 127), scale
+
+
+def by_group(keys: F32) -> F32:
+    """(..., head_dim) -> (..., groups, GROUP), filled up with zeros."""
+    padding = [(0, 0)] * (keys.ndim - 1) + [(0, -keys.shape[-1] % GROUP)]
+    return np.pad(keys, padding).reshape(*keys.shape[:-1], -1, GROUP)
 
 
 class Ring:
@@ -54,6 +66,10 @@ class Ring:
 
     def parts(self, length: int) -> list[Array]:
         return [array[:length] for array in self._arrays]
+
+    def read(self, positions: Array) -> list[F32]:
+        """Of each array (positions, n_kv_heads, head_dim)."""
+        return [array[positions % self.capacity] for array in self._arrays]
 
     def append(self, positions: I32, *values: F32) -> None:
         """An array each of (rows, n_kv_heads * head_dim)."""
@@ -86,6 +102,10 @@ def untouched(shape: tuple[int, ...]) -> F32:
     return np.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), np.float32).reshape(shape)
 
 
+Turned = Callable[[int, F32, int], F32]
+"""Keys of a layer -> those of so many positions before theirs; see Moves."""
+
+
 class Held:
     """How many tokens a slot holds, and how many positions were ever written to its rings of (capacity, window)."""
 
@@ -93,6 +113,8 @@ class Held:
         self._rings = rings
         self.length = 0
         self._reserved = self._written = 0
+        self._lost = 0
+        """Positions before it were overwritten in a ring before tokens moved up to them."""
 
     def reserve(self, rows: int) -> None:
         """Say that positions length..length + rows are about to be written, even if the step then fails."""
@@ -104,22 +126,37 @@ class Held:
 
     def kept(self, length: int) -> int:
         """`length`, or 0 if a window has lost what the token after so many would see."""
-        lost = any(self._written > capacity and self._written - length > capacity - window
-                   for capacity, window in self._rings)  # fmt: skip
+        lost = any(
+            (self._written > capacity and self._written - length > capacity - window)
+            or (self._lost and window < capacity and length - window < self._lost)
+            for capacity, window in self._rings
+        )
         return 0 if lost else length
 
     def trim(self, length: int) -> int:
         """Keep the first `length` tokens, or none, as `kept` says."""
         self.length = self.kept(length)
         if self.length == 0:
-            self._written = 0
+            self._written = self._lost = 0
         return self.length
+
+    def drop(self, first: int, count: int, turned: Turned) -> None:
+        """Forget `count` tokens from `first` on; those after them move up. Each window sees none before them."""
+        for layer, (capacity, _) in enumerate(self._rings):
+            positions = np.arange(max(first + count, self._written - capacity), self.length)
+            content = self.read(layer, positions)
+            if len(content) == 2:
+                content[0] = turned(layer, content[0], count)
+            self.write(layer, positions - count, content)
+        if any(self._written > capacity for capacity, _ in self._rings):
+            self._lost = first
+        self.length, self._written = self.length - count, self._written - count
 
     def copy(self, other: Held, length: int) -> int:
         """Hold the first `length` tokens of another slot; return how many are held, as of `trim`."""
         for mine, theirs in zip(self.parts(length), other.parts(length), strict=True):
             mine[:] = theirs
-        self._written, self.length = other._written, other.length
+        self._written, self._lost, self.length = other._written, other._lost, other.length
         return self.trim(length)
 
     def content(self) -> tuple[int, list[Array]]:
@@ -128,11 +165,19 @@ class Held:
 
     def restore(self, length: int, written: int) -> list[Array]:
         """Hold `length` tokens, whose `content` the caller puts into the arrays returned."""
-        self.length, self._written = length, written
+        self.length, self._written, self._lost = length, written, 0
         return self.parts(length)
 
     def parts(self, length: int) -> list[Array]:
         """Views into the slot's memory: the positions before `length` in a ring's first places, or all of the ring."""
+        raise NotImplementedError
+
+    def read(self, layer: int, positions: Array) -> list[F32]:
+        """What a layer remembers of some positions: keys and values (positions, n_kv_heads, head_dim), or an array."""
+        raise NotImplementedError
+
+    def write(self, layer: int, positions: Array, content: list[F32]) -> None:
+        """The inverse of `read`."""
         raise NotImplementedError
 
 
@@ -145,6 +190,12 @@ class SlotCache(Held):
 
     def parts(self, length: int) -> list[Array]:
         return [part for ring in self.rings for part in ring.parts(length)]
+
+    def read(self, layer: int, positions: Array) -> list[F32]:
+        return self.rings[layer].read(positions)
+
+    def write(self, layer: int, positions: Array, content: list[F32]) -> None:
+        self.rings[layer].append(positions, *content)
 
 
 H = TypeVar("H", bound=Held)
@@ -179,6 +230,26 @@ class Slots(Generic[H]):
     def copy(self, source: int, target: int, length: int) -> int:
         assert length <= self._slots[source].length
         return self._slots[target].copy(self._slots[source], length)
+
+    def drop(self, slot: int, first: int, count: int) -> None:
+        assert 0 <= first <= first + count <= self._slots[slot].length
+        self._slots[slot].drop(first, count, self._moves.turned)
+
+    def least_latest(self) -> int:
+        _ = self._moves  # which raises
+        return max((window for capacity, window in self._rings() if capacity < self._context_length), default=1)
+
+    @cached_property
+    def _moves(self) -> Moves:
+        return Moves(self._recorded())
+
+    def _recorded(self) -> Plan:
+        """The model's plan."""
+        raise NotImplementedError
+
+    def _rings(self) -> list[tuple[int, int]]:
+        """(capacity, window) of the layers that remember."""
+        raise NotImplementedError
 
     def content(self, slot: int) -> tuple[int, list[Array]]:
         return self._slots[slot].content()

@@ -14,7 +14,8 @@ from edgellm.adapter import Adapter
 from edgellm.answer import Answer, Completion, Piece, Stream, Turn
 from edgellm.chat_template import ChatPrompt, ChatTemplate, Tools
 from edgellm.errors import ArgumentError
-from edgellm.overflow import check_policy, fits, most_left
+from edgellm.generate import common
+from edgellm.overflow import SINKS, check_policy, fits, most_left
 from edgellm.thoughts import is_thought_open
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ class Chat:
         Both turns are added to `messages` when the answer has begun; one that is stopped early stays as far as it came.
         Raises ContextOverflowError, with the chat as it was, when the conversation does not fit the context any more,
         unless `overflow` is "shift": then the model does not see the oldest turns, which stay in `messages`, and of
-        which the completion's `dropped_messages` tells. The system message stays, and the last one must fit.
+        which the completion's `dropped_messages` tells. The system message stays, and the last one must fit. With
+        "window" what does not fit of the last one is left out too, after its beginning, and an answer may be longer
+        than the context: see Model.stream.
 
         `tools` are functions that the model may ask for, as OpenAI's API has them: the answer's `tool_calls`, whose
         results are sent with the role "tool". `tool_choice` is "auto", "none", "required", or the name of a function:
@@ -93,15 +96,18 @@ class Chat:
     def _ask(
         self, text: str, role: str, tools: Tools, tool_choice: str, options: dict[str, Any]
     ) -> tuple[list[dict[str, Any]], Question]:
-        """The messages with a new one, and what they ask, or with overflow="shift" those that fit. A call that is asked
-        for is put into `options`, and what is to become of messages that do not fit is taken out."""
+        """The messages with a new one, and what they ask, or with an overflow other than "error" those that fit. A call
+        that is asked for is put into `options`, and what is to become of tokens that do not fit."""
         if role not in ("user", "tool"):
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
         ask = partial(question, self._model, self._prompt, tools=tools, tool_choice=tool_choice)
         options.setdefault("adapter", self.adapter)
         check_policy(overflow := options.pop("overflow", "error"))
-        asked = self._fitted(messages, ask, options.get("max_tokens")) if overflow == "shift" else ask(messages)
+        if overflow == "window":
+            options |= {"overflow": overflow, "n_first": self._n_first(ask)}
+        max_tokens = None if overflow == "window" else options.get("max_tokens")
+        asked = ask(messages) if overflow == "error" else self._fitted(messages, ask, max_tokens)
         if asked.grammar:
             if options.get("grammar") is not None:
                 raise ArgumentError("grammar and tool_choice are both given; expected one of them")
@@ -126,6 +132,12 @@ class Chat:
             begin = begins[enough]
             asked = seen(begin)
         return replace(asked, left_out=turns[:begin])
+
+    def _n_first(self, ask: Callable[[list[dict[str, Any]]], Question]) -> int:
+        """The tokens of the system message, and of what the template writes before the next one."""
+        system, _ = _parted(self.messages)
+        first, second = (ask([*system, {"role": "user", "content": text}]).ids for text in ("a", "b"))
+        return max(SINKS, common(first, second))
 
     def _turn(self, messages: list[dict[str, Any]], asked: Question, answer: Completion) -> Turn:
         self._left_out = answer.dropped_messages = asked.left_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from edgellm.backends import Backend
 from edgellm.banned import Banned
 from edgellm.errors import ArgumentError, ContextOverflowError
 from edgellm.lookup import Lookup
+from edgellm.overflow import Window
 from edgellm.sampling import Chooser
 from edgellm.sequence import Sequence as Tokens
 from edgellm.step import Step
@@ -29,6 +31,8 @@ class Slot:
         """Most tokens of one step. A window's ring has room for as many besides, so they can be taken back."""
         self.ids: list[int] = []
         self._most_held = 0
+        self._moved_from: int | None = None
+        """The first of the tokens that have moved up: they are not what an evaluation of `ids` would give."""
 
     @property
     def n_bytes(self) -> int:
@@ -43,7 +47,8 @@ class Slot:
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of these tokens need not be evaluated: the common prefix, short of the last one."""
-        return common(self.ids, ids[:-1])
+        n = common(self.ids, ids[:-1])
+        return n if self._moved_from is None else min(n, self._moved_from)
 
     def known(self, ids: Sequence[int]) -> int:
         """How many tokens `reuse` would leave."""
@@ -57,18 +62,47 @@ class Slot:
         """Forget all but the first `length` tokens, or all if the backend cannot; return how many are left."""
         kept = self.backend.trim(self.number, length)
         del self.ids[kept:]
+        if self._moved_from is not None and kept <= self._moved_from:
+            self._moved_from = None
         return kept
 
-    def trim_past(self, ids: Sequence[int]) -> None:
+    def trim_past(self, sequence: Tokens) -> None:
         """Forget what was evaluated beyond the tokens before the last: a draft that was wrong."""
-        if len(self.ids) >= len(ids):
-            self.trim(len(ids) - 1)
+        length = len(sequence.ids) - sequence.n_dropped
+        if len(self.ids) >= length:
+            self.trim(length - 1)
+
+    def room(self, sequence: Tokens) -> int:
+        """How many tokens of a sequence the next step may have. Where there is no room for any, some that its window
+        leaves out are dropped, and the later ones move up."""
+        if sequence.window and len(self.ids) == self.context_length:
+            self.drop(sequence.window.n_first, sequence.window.surplus(len(self.ids)))
+            sequence.window.dropped += self.context_length - len(self.ids)
+        return min(self.max_rows, self.context_length - len(self.ids))
+
+    def drop(self, first: int, count: int) -> None:
+        """Forget some tokens amidst the others, which stay as they are, but for their positions. An exception leaves
+        the slot empty."""
+        try:
+            self.backend.drop(self.number, first, count)
+        except BaseException:
+            self.trim(0)
+            raise
+        del self.ids[first : first + count]
+        self._moved_from = first if self._moved_from is None else min(first, self._moved_from)
+
+    def forget_moved(self) -> None:
+        """Hold what an evaluation gives, and no more: what others may go on from."""
+        if self._moved_from is not None:
+            self.trim(self._moved_from)
 
     def copy(self, other: Slot, length: int) -> int:
         """Hold the first `length` tokens of another slot in place of one's own, or none if it has lost some of them;
         return how many are held."""
         kept = self.backend.copy(other.number, self.number, length)
         self.ids, self.adapter = [], other.adapter
+        is_moved = other._moved_from is not None and kept > other._moved_from
+        self._moved_from = other._moved_from if is_moved else None
         self.hold(other.ids[:kept])
         return kept
 
@@ -142,7 +176,7 @@ def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
         more = f" and {max_tokens} more" if max_tokens else ""
         raise ContextOverflowError(
             f"{n_prompt} tokens{more} do not fit: the context holds {context_length}; shorten the text, ask for fewer "
-            f"tokens, load the model with a larger context, or let the oldest go (overflow: shift)"
+            f"tokens, load the model with a larger context, or let the oldest go (overflow: shift or window)"
         )
 
 
@@ -155,24 +189,33 @@ def generate(
     *,
     ends: Collection[int] = (),
     banned: Banned | None = None,
+    window: Window | None = None,
     kind: Callable[..., Tokens] = Tokens,
 ) -> Iterator[int]:
     """The tokens that follow `prompt`, until one of `ends` comes, the sampler is done, `max_tokens` or the context is
-    full; the caller stops earlier if it wants.
+    full; the caller stops earlier if it wants. With a window no context is ever full, but some tokens are dropped.
 
     `prompt` has at least one token; the prefix that the slot's cache shares with it is not evaluated again. A lookup's
     drafts change no token, only how many a step gives. Raises ContextOverflowError, before anything is evaluated, when
     prompt and max_tokens do not fit.
     """
-    check_room(len(prompt), max_tokens or 0, slot.context_length)
-    left = slot.context_length - len(prompt) if max_tokens is None else max_tokens
-    sequence = kind(list(prompt), sampler, left, ends=ends, lookup=lookup, banned=banned)
+    left = most_new(len(prompt), max_tokens, slot.context_length, window)
+    sequence = kind(list(prompt), sampler, left, ends=ends, lookup=lookup, banned=banned, window=window)
     slot.reuse(sequence.reusable)
     while sequence.finish_reason is None:
-        rows, n_wanted = sequence.rows(len(slot.ids), slot.max_rows)
+        room = slot.room(sequence)
+        rows, n_wanted = sequence.rows(len(slot.ids) + sequence.n_dropped, room)
         run = slot.backend.best if sequence.takes_best else slot.backend.run
         found = evaluate([(slot, rows, range(len(rows) - n_wanted, len(rows)))], run)
         if n_wanted:
             new = sequence.take(found)
-            slot.trim_past(sequence.ids)
+            slot.trim_past(sequence)
             yield from new
+
+
+def most_new(n_prompt: int, max_tokens: int | None, context_length: int, window: Window | None) -> int:
+    """How many tokens may follow a prompt; raises ContextOverflowError if those asked for do not fit."""
+    check_room(n_prompt, max_tokens or 0 if window is None else 0, context_length)
+    if max_tokens is not None:
+        return max_tokens
+    return sys.maxsize if window else context_length - n_prompt

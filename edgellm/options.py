@@ -161,10 +161,11 @@ sampling_options = _stack(
     click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its answer."),
     click.option(
         "--overflow",
-        type=click.Choice(["error", "shift"]),
+        type=click.Choice(["error", "shift", "window"]),
         default="error",
         show_default=True,
-        help="What if the context is too short: say so, or leave out the oldest tokens or turns, and say that.",
+        help="What if the context is too short: say so, or leave out the oldest tokens or turns, and say that; with "
+        "window also while an answer is made, which may then be longer than the context.",
     ),
     click.option(
         "--speculate",

@@ -90,6 +90,7 @@ class PrefixCache:
 
     def put(self, slot: Slot, keeper: object = None) -> None:
         """Take a slot in, in place of another one of that keeper."""
+        slot.forget_moved()
         with self._lock:
             self.release(keeper)
             is_free = keeper is None or self._is_closed

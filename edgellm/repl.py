@@ -107,6 +107,8 @@ class Repl:
                 )
             with interruptions() as interrupted:
                 self._screen.answer(until(interrupted, stream), self._chat.is_thinking)
+        if n := self._last.dropped_tokens:
+            self._screen.note(f"(the context was full: {n} tokens between the first and the latest ones were left out)")
         if self._saved is not None:
             self._write(self._saved)
 

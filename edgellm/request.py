@@ -12,10 +12,10 @@ from edgellm.answer import Answer, Completion, Timings
 from edgellm.banned import Banned
 from edgellm.breakers import breakers
 from edgellm.errors import ArgumentError, EdgeError
-from edgellm.generate import check_room
+from edgellm.generate import most_new
 from edgellm.logprobs import Recorder, Scored
 from edgellm.lookup import Lookup
-from edgellm.overflow import check_policy, fits, most_left, without_oldest
+from edgellm.overflow import SINKS, Window, check_policy, fits, most_left, without_oldest
 from edgellm.sampling import Chooser, Sampler, SamplingParams
 from edgellm.sequence import Sequence as Tokens
 from edgellm.text_stream import StopStrings, TextStream
@@ -39,6 +39,8 @@ class Request:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     overflow: str = "error"
+    n_first: int = SINKS
+    """With overflow="window": first tokens that stay."""
     speculate: int = 0
     banned_strings: Sequence[str] = ()
     json_schema: JsonSchema | None = None
@@ -59,14 +61,15 @@ class Request:
 
     @property
     def is_determined(self) -> bool:
-        """Whether the same tokens with these options get the same answer, and no more is asked for than that."""
+        """Whether the same tokens with these options get the same answer, and no more is asked for than that; with a
+        window what was dropped would be."""
         asks_more = self.logits_processors or self.logprobs is not None or self.prompt_logprobs is not None
-        return self.params.is_determined and not asks_more
+        return self.params.is_determined and not asks_more and self.overflow != "window"
 
     @property
     def determinants(self) -> dict[str, Any]:
         """What the answer depends on, besides the model and the prompt's tokens."""
-        others = ("overflow", "speculate", "logits_processors", "logprobs", "prompt_logprobs")
+        others = ("overflow", "n_first", "speculate", "logits_processors", "logprobs", "prompt_logprobs")
         found = {name: value for name, value in vars(self).items() if name not in others}
         texts = {"stop": _texts(self.stop), "banned_strings": _texts(self.banned_strings)}
         return {**found, **texts, "adapter": self.adapter and self.adapter.fingerprint}
@@ -81,19 +84,22 @@ class Answers:
         vocab_size: int,
         context_length: int,
         ends: Sequence[int],
+        least_latest: Callable[[], int],
         cache: AnswerCache | None = None,
         bound_to: Mapping[str, Any] | None = None,
     ) -> None:
-        """`cache` has answers of models, of which this one is told by `bound_to`."""
+        """`least_latest` is Backend's. `cache` has answers of models, of which this one is told by `bound_to`."""
         self._tokenizer, self._vocab_size, self._cache, self._bound_to = tokenizer, vocab_size, cache, bound_to
+        self._least_latest = least_latest
         self._context_length, self._ends = context_length, ends
         self._breakers = lru_cache(8)(partial(breakers, tokenizer))
 
     def begin(self, prompt_ids: Sequence[int], request: Request) -> Answer:
         """Raises ArgumentError, UnsupportedError or ContextOverflowError for what cannot be answered."""
         self.check(prompt_ids)
+        window = self._window(request)
         n_given, prompt_ids = len(prompt_ids), self._fitted(prompt_ids, request)
-        check_room(len(prompt_ids), request.max_tokens or 0, self._context_length)
+        most_new(len(prompt_ids), request.max_tokens, self._context_length, window)
         _at_least_0("speculate", request.speculate)
         done = Completion(
             "", [], "cancelled", prompt_ids, Timings(prompt_tokens=len(prompt_ids)),
@@ -116,6 +122,7 @@ class Answers:
             Lookup(request.speculate) if request.speculate else None,
             Banned(self._tokenizer, banned) if (banned := _texts(request.banned_strings)) else None,
             request.adapter,
+            window,
             kind,
         )
         if self._cache is not None and request.is_determined:
@@ -132,12 +139,21 @@ class Answers:
         if not all(0 <= id < self._vocab_size for id in ids):
             raise ArgumentError(f"token ids from {min(ids)} to {max(ids)}; expected 0 to {self._vocab_size - 1}")
 
-    def _fitted(self, ids: Sequence[int], request: Request) -> list[int]:
+    def _window(self, request: Request) -> Window | None:
         check_policy(request.overflow)
-        if request.overflow == "error" or fits(len(ids), request.max_tokens, self._context_length):
+        if request.overflow != "window":
+            return None
+        window = Window(request.n_first, self._least_latest())
+        window.check(self._context_length)
+        return window
+
+    def _fitted(self, ids: Sequence[int], request: Request) -> list[int]:
+        moves = request.overflow == "window"
+        max_tokens = None if moves else request.max_tokens  # what moves leaves room for any number
+        if request.overflow == "error" or fits(len(ids), max_tokens, self._context_length):
             return list(ids)
-        most = most_left(request.max_tokens, self._context_length)
-        return without_oldest(ids, int(ids[0] == self._tokenizer.bos_id), most)
+        n_first = request.n_first if moves else int(ids[0] == self._tokenizer.bos_id)
+        return without_oldest(ids, n_first, most_left(max_tokens, self._context_length))
 
     def _chooser(self, request: Request) -> Chooser:
         sampler = self._sampler(request.params)

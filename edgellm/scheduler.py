@@ -14,8 +14,9 @@ from edgellm.arrays import Array
 from edgellm.backends import Backend
 from edgellm.banned import Banned
 from edgellm.errors import ArgumentError
-from edgellm.generate import Slot, check_room, common, evaluate
+from edgellm.generate import Slot, common, evaluate, most_new
 from edgellm.lookup import Lookup
+from edgellm.overflow import Window
 from edgellm.prefix_cache import PrefixCache
 from edgellm.sampling import Chooser
 from edgellm.sequence import Sequence
@@ -67,15 +68,15 @@ class Scheduler:
         lookup: Lookup | None = None,
         banned: Banned | None = None,
         adapter: Adapter | None = None,
+        window: Window | None = None,
         kind: Callable[..., Sequence] = Sequence,
     ) -> Sequence:
         """Let a sequence of at least one id go on, as soon as there is room; raises ContextOverflowError.
 
         Its tokens are those that it would have alone. A prefix that it shares with another sequence is evaluated once.
         """
-        check_room(len(ids), max_tokens or 0, self._context_length)
-        left = self._context_length - len(ids) if max_tokens is None else max_tokens
-        sequence = kind(ids, sampler, left, ends=ends, lookup=lookup, banned=banned, adapter=adapter)
+        left = most_new(len(ids), max_tokens, self._context_length, window)
+        sequence = kind(ids, sampler, left, ends=ends, lookup=lookup, banned=banned, adapter=adapter, window=window)
         self._waiting.append(sequence)
         return sequence
 
@@ -131,7 +132,8 @@ class Scheduler:
     def _awaits_prefix(self, sequence: Sequence) -> bool:
         """Whether much of its prompt is just being evaluated for another one."""
         slots = self._slots_with(sequence.adapter)
-        alike = {other: common(other.ids[:-1], sequence.reusable[:-1]) for other in slots}
+        whole = (other for other in slots if not other.n_dropped)
+        alike = {other: common(other.ids[:-1], sequence.reusable[:-1]) for other in whole}
         source = max(alike, key=alike.__getitem__, default=None)
         if source is None or slots[source].common(sequence.reusable) == alike[source]:
             return False
@@ -155,10 +157,11 @@ class Scheduler:
     def _share(self) -> Iterator[tuple[Sequence, list[int], int]]:
         """Divide the rows of a step: those that need few get them, the others the same number each."""
         slots = self._slots_with(self._next_adapter())
-        order = sorted(slots.items(), key=lambda item: len(item[0].ids) - len(item[1].ids))
+        order = sorted(slots.items(), key=lambda item: len(item[0].ids) - item[0].n_dropped - len(item[1].ids))
         left = self._backend.MAX_ROWS
         for i, (sequence, slot) in enumerate(order):
-            rows, n_wanted = sequence.rows(len(slot.ids), left // (len(order) - i))
+            most = min(slot.room(sequence), left // (len(order) - i))
+            rows, n_wanted = sequence.rows(len(slot.ids) + sequence.n_dropped, most)
             left -= len(rows)
             yield sequence, rows, n_wanted
 
@@ -182,7 +185,7 @@ class Scheduler:
             except Exception as error:  # of a logits processor, say, which is anybody's code
                 sequence.error, sequence.finish_reason = error, "error"
             at += n
-            self._slots[sequence].trim_past(sequence.ids)
+            self._slots[sequence].trim_past(sequence)
             if sequence.finish_reason:
                 self._retire(sequence)
             yield Progress(sequence, new, sequence.finish_reason)

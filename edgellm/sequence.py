@@ -10,7 +10,9 @@ from edgellm import samplers
 from edgellm.adapter import Adapter
 from edgellm.arrays import Array
 from edgellm.banned import Banned
+from edgellm.errors import ArgumentError
 from edgellm.lookup import Lookup
+from edgellm.overflow import Window
 from edgellm.samplers import checked
 from edgellm.sampling import Chooser
 
@@ -28,6 +30,7 @@ class Sequence:
         lookup: Lookup | None = None,
         banned: Banned | None = None,
         adapter: Adapter | None = None,
+        window: Window | None = None,
     ) -> None:
         self.ids, self.n_prompt = list(prompt), len(prompt)
         self.sampler, self.left = sampler, left
@@ -39,6 +42,8 @@ class Sequence:
         self.adapter = adapter
         self.n_cached = 0
         """Tokens of the prompt that a cache held already."""
+        self.window = window
+        """Which tokens a slot drops when it is full; None: it is never filled."""
         self._ends, self._lookup, self._draft = ends, lookup, list[int]()
         self._banned, self._n_given = banned, len(prompt)
 
@@ -48,13 +53,18 @@ class Sequence:
         return self.ids
 
     @property
+    def n_dropped(self) -> int:
+        """Of its ids, those after the first that its slot has dropped."""
+        return self.window.dropped if self.window else 0
+
+    @property
     def takes_best(self) -> bool:
         """The best tokens of the rows suffice; their logits need not be known."""
         return self.sampler.takes_best and not self._excluded()
 
     def rows(self, held: int, most: int) -> tuple[list[int], int]:
-        """Up to `most` tokens to evaluate after the first `held`, and for how many of the last of them it is wanted
-        what follows: none, while the prompt is not at its end."""
+        """Up to `most` tokens to evaluate after the first `held`, dropped ones included, and for how many of the last
+        of them it is wanted what follows: none, while the prompt is not at its end."""
         pending = self.ids[held : held + most]
         if held + len(pending) < len(self.ids):
             return pending, 0
@@ -104,6 +114,11 @@ class Sequence:
         kept = self._banned.review(said)
         if kept == len(said):
             return False
+        if self.window and self.n_prompt + kept <= self.window.n_first + self.n_dropped:
+            raise ArgumentError(
+                "a banned string began in tokens that the context has dropped; expected it in those that stay: ban a "
+                "shorter one, or load the model with a larger context"
+            )
         del self.ids[self.n_prompt + kept :]
         self.left += len(answer) - kept
         self.sampler.rewind(len(answer) - kept)

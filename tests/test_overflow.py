@@ -60,10 +60,10 @@ def test_errors_have_both_numbers(model):
         model.generate(LONG, **GREEDY)
     with pytest.raises(ContextOverflowError, match="5 tokens and 100 more do not fit: the context holds 100"):
         model.generate("Once upon a time", max_tokens=100, overflow="shift")
-    with pytest.raises(ArgumentError, match="overflow is 'window'; expected error or shift"):
-        model.generate("Once", overflow="window")
-    with pytest.raises(ArgumentError, match="overflow is 'window'; expected error or shift"):
-        model.chat().send("Once", overflow="window")
+    with pytest.raises(ArgumentError, match="overflow is 'slide'; expected error, shift or window"):
+        model.generate("Once", overflow="slide")
+    with pytest.raises(ArgumentError, match="overflow is 'slide'; expected error, shift or window"):
+        model.chat().send("Once", overflow="slide")
 
 
 def test_the_oldest_turns_go_but_not_the_system_message(model):
@@ -123,7 +123,7 @@ def test_the_terminal_tells_once(model):
     notes = typed(repl, *(f"The dog said {n} to a cat" for n in range(5)))
     assert notes[0].startswith("(the context is too short: the model does not see the oldest ")
     assert len(notes) < 4
-    assert "expected error or shift" in typed(repl, "/set overflow window", "Hi")[0]
+    assert "expected error, shift or window" in typed(repl, "/set overflow slide", "Hi")[0]
 
 
 def test_smollm2_keeps_its_system_message(smollm2_path):

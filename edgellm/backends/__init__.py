@@ -55,6 +55,14 @@ class Backend(Protocol):
     def kept(self, slot: int, length: int) -> int:
         """What `trim` would return."""
 
+    def drop(self, slot: int, first: int, count: int) -> None:
+        """Forget `count` of a slot's tokens from `first` on; those after them take their positions. What they saw of
+        the ones that are gone stays in them. Raises UnsupportedError as `least_latest` does."""
+
+    def least_latest(self) -> int:
+        """How many tokens must be left after those that are dropped, as many as a sliding window sees; raises
+        UnsupportedError for a model whose tokens cannot move."""
+
     def bytes_of(self, n_tokens: int) -> int:
         """Memory that a slot takes which has held so many tokens at most."""
 

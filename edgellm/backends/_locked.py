@@ -56,6 +56,14 @@ class Locked:
         with self._lock:
             return self._open.kept(slot, length)
 
+    def drop(self, slot: int, first: int, count: int) -> None:
+        with self._lock:
+            self._open.drop(slot, first, count)
+
+    def least_latest(self) -> int:
+        with self._lock:
+            return self._open.least_latest()
+
     def content(self, slot: int) -> tuple[int, list[Array]]:
         with self._lock:
             return self._open.content(slot)

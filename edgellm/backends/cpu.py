@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,11 +12,12 @@ import numpy as np
 
 from edgellm import isa, quant
 from edgellm.adapter import Adapter
-from edgellm.architectures import Architecture, LayerCache
+from edgellm.architectures import Architecture
 from edgellm.arrays import F32, I32, Array, address
-from edgellm.cache import Held, Slots
+from edgellm.backends._cpu_cache import Layer, Slot, block, slot_bytes
+from edgellm.cache import Slots
 from edgellm.footprint import Footprint
-from edgellm.kernels import Body, Compiler, Kernel, attention_q8, compiler, dots, layout
+from edgellm.kernels import Body, Compiler, Kernel, compiler, dots, layout
 from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
 from edgellm.kernels.best import best
 from edgellm.kernels.experts import combine, expert_matmul, expert_prepare, route
@@ -95,7 +94,7 @@ def needed(
     return [*(Kernel(body, cache=kv if body in OF_CACHES else "f16") for body in bodies), *products]
 
 
-class Backend(Slots["_Slot"]):
+class Backend(Slots[Slot]):
     MAX_ROWS = 128  # so that what ops leave for each other stays in the caches
 
     def __init__(
@@ -131,7 +130,7 @@ class Backend(Slots["_Slot"]):
         super().__init__(context_length)
         self.footprint = Footprint(
             weights=sum(tensor.data.nbytes for tensor in tensors.values()),
-            cache=_slot_bytes(self._memory.layers),
+            cache=slot_bytes(self._memory.layers),
             arena=self._memory.n_bytes + self._scratch.nbytes,
         )
 
@@ -154,14 +153,24 @@ class Backend(Slots["_Slot"]):
             self._adapted[adapter] = self._program_of(plan, self._most_rows)
 
     def _place_scratch(self) -> None:
-        self._scratch = _block(self._team.n_threads * self._memory.scratch_bytes)
+        self._scratch = block(self._team.n_threads * self._memory.scratch_bytes)
         self._step[SCRATCH] = address(self._scratch), self._memory.scratch_bytes, address(self._memory.packed)
 
     def bytes_of(self, n_tokens: int) -> int:
         return sum(layer.bytes_of(n_tokens) for layer in self._memory.layers)
 
-    def _new_slot(self) -> _Slot:
-        return _Slot(self._memory.layers)
+    def _new_slot(self) -> Slot:
+        return Slot(self._memory.layers)
+
+    def _recorded(self) -> Plan:
+        return self._plan
+
+    def _rings(self) -> list[tuple[int, int]]:
+        return [layer.ring for layer in self._memory.layers]
+
+    def drop(self, slot: int, first: int, count: int) -> None:
+        self._team.finish()
+        super().drop(slot, first, count)
 
     def open_slot(self) -> int:
         slot = super().open_slot()
@@ -235,11 +244,6 @@ def _needed(plan: Plan, most_rows: int, kv: str) -> list[Kernel]:
     return needed((weight.format for weight in plan.matrices()), most_rows, {type(op) for op in plan.ops}, kv)
 
 
-def _block(n_bytes: int) -> Array:
-    """Zeroed memory that the system gives when it is touched, on a page boundary."""
-    return np.frombuffer(mmap.mmap(-1, max(n_bytes, mmap.PAGESIZE)), np.uint8)
-
-
 def _best_of(pairs: list[tuple[float, int]]) -> int:
     """The token of the largest logit of all threads, whose tokens ascend; -1 if one is not a number."""
     return -1 if any(token < 0 for _, token in pairs) else max(pairs, key=itemgetter(0))[1]
@@ -257,60 +261,6 @@ def _cells(count: int, prefix: str, fields: dict[str, Any]) -> Array:
     return cells
 
 
-class _Layer:
-    """Where what a layer remembers stands in a slot's memory: keys and values, or what a convolution reads."""
-
-    def __init__(self, cache: LayerCache, context_length: int, max_rows: int, offset: int, kv: str) -> None:
-        block = layout.KEY_BLOCK
-        window = cache.window or context_length
-        self.window = cache.window or 0
-        self.capacity = -(-min(context_length, window + max_rows) // block) * block
-        if self.capacity < context_length:  # a ring holds whole blocks, of which the first may be half forgotten
-            self.capacity += block
-        self.cache, self.keys = cache, offset
-        self.takes_turns = kv == "q8" and cache.n_arrays == 2
-        """For each block, values stand behind the keys."""
-        heads, values = cache.n_kv_heads * (self.capacity // block), cache.n_kv_heads * cache.head_dim
-        if self.takes_turns:
-            self.values = offset + attention_q8.key_bytes(cache.head_dim)
-            self.end = offset + heads * attention_q8.block_bytes(cache.head_dim)
-        else:
-            self.values = offset + 2 * self.capacity * (values if cache.n_arrays == 2 else -(-values // 16) * 16)
-            self.end = 2 * self.values - offset
-
-    @property
-    def ring(self) -> tuple[int, int]:
-        return self.capacity, self.window or self.capacity
-
-    def bytes_of(self, n_tokens: int) -> int:
-        """Of whole blocks, as they are touched."""
-        places = min(self.capacity, -(-n_tokens // layout.KEY_BLOCK) * layout.KEY_BLOCK)
-        return places * ((self.end - self.keys) // self.capacity)
-
-    def parts(self, memory: Array, length: int) -> list[Array]:
-        """What the ring's first `length` places, or all, hold in a slot's memory: (heads, bytes) views."""
-        if self.cache.n_arrays == 1:
-            return [memory[self.keys : self.end].reshape(self.capacity, -1)[:length]]
-        blocks = -(-length // layout.KEY_BLOCK)
-        bounds = (self.keys, self.end) if self.takes_turns else (self.keys, self.values, self.end)
-        heads = self.cache.n_kv_heads, self.capacity // layout.KEY_BLOCK, -1
-        return [memory[start:end].reshape(heads)[:, :blocks] for start, end in pairwise(bounds)]
-
-
-class _Slot(Held):
-    def __init__(self, layers: list[_Layer]) -> None:
-        super().__init__([layer.ring for layer in layers])
-        self._layers, self._memory = layers, _block(_slot_bytes(layers))
-        self.address = address(self._memory)
-
-    def parts(self, length: int) -> list[Array]:
-        return [part for layer in self._layers for part in layer.parts(self._memory, length)]
-
-
-def _slot_bytes(layers: list[_Layer]) -> int:
-    return layers[-1].end + 4096  # so that the last block may be prefetched beyond
-
-
 class _Memory:
     """The arrays of a plan, for at most max_rows rows."""
 
@@ -318,20 +268,20 @@ class _Memory:
         self.kv = kv
         self._arrays: dict[str, tuple[Array, int]] = {}
         self._addresses: dict[ExpertMatmul, Array] = {}
-        self._max_rows, self.scratch_bytes, self.packed = max_rows, 0, _block(0)
+        self._max_rows, self.scratch_bytes, self.packed = max_rows, 0, block(0)
         self.cover(plan)
-        self.layers: list[_Layer] = []
+        self.layers: list[Layer] = []
         for cache in plan.caches:
             start = self.layers[-1].end if self.layers else 0
-            self.layers.append(_Layer(cache, context_length, max_rows, start, kv))
+            self.layers.append(Layer(cache, context_length, max_rows, start, kv))
         attended = [(op.q.cols, self.layers[op.layer]) for op in plan.ops if isinstance(op, Attention)]
         sizes = [
             n_partial_floats(max_rows, cols // layer.cache.head_dim, layer.cache.head_dim, layer.capacity, n_threads)
             for cols, layer in attended
         ]
-        self.partials = _block(4 * max(sizes, default=0))
+        self.partials = block(4 * max(sizes, default=0))
         self.routes = {
-            op: _block(4 * (op.source.cols + 1 + 3 * max_rows * op.n_used)) for op in plan.ops if isinstance(op, Route)
+            op: block(4 * (op.source.cols + 1 + 3 * max_rows * op.n_used)) for op in plan.ops if isinstance(op, Route)
         }
 
     def cover(self, plan: Plan) -> None:
@@ -339,10 +289,10 @@ class _Memory:
         for buffer in plan.buffers():
             stride = 64 * -(-buffer.cols // 16)
             if buffer.name not in self._arrays and buffer.name != "logits":
-                self._arrays[buffer.name] = _block(self._max_rows * buffer.times * stride + 4096), stride
+                self._arrays[buffer.name] = block(self._max_rows * buffer.times * stride + 4096), stride
         matmuls = plan.matmuls()
         packed = max(self._max_rows * op.out.times * packed_bytes(_one(op)) for op in matmuls)
-        self.packed = self.packed if packed <= self.packed.nbytes else _block(packed)
+        self.packed = self.packed if packed <= self.packed.nbytes else block(packed)
         columns = max(-(-cols // 64) * 64 for cols in (
             *(_one(op).shape[1] for op in matmuls), *(op.out.cols for op in plan.ops if isinstance(op, Apply)),
         ))  # fmt: skip
@@ -532,7 +482,7 @@ class _Lowering:
             fields["N_ANGLES"] = len(op.angles.frequencies)
         return fields
 
-    def _heads(self, q: Buffer, layer: _Layer) -> dict[str, Any]:
+    def _heads(self, q: Buffer, layer: Layer) -> dict[str, Any]:
         return {
             "HEAD_DIM": layer.cache.head_dim, "N_HEADS": q.cols // layer.cache.head_dim, "CAPACITY": layer.capacity,
             "N_KV_HEADS": layer.cache.n_kv_heads, "KV_OFFSET": layer.keys, "V_OFFSET": layer.values,

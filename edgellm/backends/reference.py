@@ -6,7 +6,8 @@ It needs no compiler and no particular CPU, and it is what every other backend i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from edgellm.backends import best_tokens
 from edgellm.cache import SlotCache, Slots, ring_shape
 from edgellm.footprint import Footprint
 from edgellm.ops import Activation
+from edgellm.plan import Plan, record
 from edgellm.step import Step
 from edgellm.tensor import Tensor, Weights
 
@@ -41,6 +43,7 @@ class Backend(Slots[SlotCache]):
     ) -> None:
         self.CACHE_LAYOUT, self._kv = ("float32 1" if kv == "f16" else f"float32 of {kv} 1"), kv
         self._architecture, self._config, self._weights = architecture, config, Weights(tensors)
+        self._record: Callable[[], Plan] = partial(record, architecture, config, tensors)
         self._blas, self._n_threads = ThreadpoolController(), n_threads
         super().__init__(context_length)
         self._layers = architecture.caches(config)
@@ -64,6 +67,13 @@ class Backend(Slots[SlotCache]):
     def adapt(self, adapter: Adapter) -> None:
         """There is nothing to be made ready."""
 
+    def _recorded(self) -> Plan:
+        return self._record()
+
+    def _rings(self) -> list[tuple[int, int]]:
+        shapes = [ring_shape(layer, self._context_length, self.MAX_ROWS) for layer in self._layers]
+        return [(shape[0], layer.window or shape[0]) for layer, shape in zip(self._layers, shapes, strict=True)]
+
     def run(self, step: Step) -> F32:
         return self._forward(step, _Ops)
 
@@ -81,7 +91,7 @@ class Backend(Slots[SlotCache]):
         return best_tokens(self.run(step))
 
     def close(self) -> None:
-        self._slots, self._dense, self._weights = {}, {}, Weights({})
+        self._slots, self._dense, self._weights, self._record = {}, {}, Weights({}), Plan
 
 
 class _Ops:

@@ -48,8 +48,9 @@ def command(prompt: str, model: str, answers: int, as_json: bool, **options: Any
             made = loaded.generate_many(prompt, answers, **answer_options(options))
         else:
             made = [_streamed(loaded, prompt, as_json, options)]
-    if n_dropped := made[0].dropped_tokens:
-        click.echo(f"[ the context is too short: the oldest {n_dropped} tokens of the prompt were left out ]", err=True)
+    if n_dropped := max(done.dropped_tokens for done in made):
+        which = "oldest {} tokens of the prompt" if options["overflow"] == "shift" else "{} oldest tokens but the first"
+        click.echo(f"[ the context is too short: the {which.format(n_dropped)} were left out ]", err=True)
     for i, done in enumerate(made):
         if as_json:
             click.echo(json.dumps(_fields(done)))
