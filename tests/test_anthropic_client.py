@@ -62,6 +62,13 @@ def test_a_message(client, name, smollm2):
     assert counted.input_tokens == len(expected.prompt_ids)
 
 
+def test_models(client, name, smollm2_path):
+    (model,) = client.models.list()
+    assert (model.id, model.type, model.display_name) == (name, "model", name)
+    assert model.created_at.timestamp() == int(smollm2_path.stat().st_mtime)
+    assert client.models.retrieve(name).id == name
+
+
 def test_blocks_a_system_and_turns_before(client, name, smollm2):
     chat = smollm2.chat("You are terse.\nVery.")
     first, second = (chat.send(text, temperature=0, max_tokens=12).text for text in ("Hello.", "Why?"))

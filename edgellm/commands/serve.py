@@ -79,7 +79,7 @@ def command(
     queue: int, timeout: float, grace: int, keys: tuple[str, ...], api_key_file: Path | None, without_key: bool,
     hosts: tuple[str, ...], origins: tuple[str, ...], has_page: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Answer requests of OpenAI's API over HTTP, of several clients at once.
+    """Answer requests of OpenAI's, Anthropic's and Ollama's APIs over HTTP, of several clients at once.
 
     Clients use http://127.0.0.1:8080/v1 as their base URL, and a MODEL's name; without any MODEL, all that were pulled
     are served. They are loaded when they are asked for, the first one at once. A browser finds a page to chat on at

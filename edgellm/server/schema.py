@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from edgellm.server.errors import RequestError
 
@@ -69,42 +69,28 @@ class Flag:
 class Number:
     low: float = -math.inf
     high: float = math.inf
+    noun: ClassVar[str] = "a number"
+    name: ClassVar[str] = "number"
+    types: ClassVar[tuple[type[int] | type[float], ...]] = (int, float)
 
     @property
     def what(self) -> str:
-        return f"a number{_bounds(self.low, self.high)}"
+        return f"{self.noun}{_bounds(self.low, self.high)}"
 
     def fits(self, value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, self.types) and not isinstance(value, bool)
 
-    def read(self, value: Any, at: str) -> float:
+    def read(self, value: Any, at: str) -> Any:
         if not self.fits(value) or not self.low <= value <= self.high:
             raise _refused(value, at, self)
-        return float(value)
+        return self.types[-1](value)
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "number", **_limits(self.low, self.high)}
+        return {"type": self.name, **_limits(self.low, self.high)}
 
 
-@dataclass(frozen=True)
-class Whole:
-    low: float = -math.inf
-    high: float = math.inf
-
-    @property
-    def what(self) -> str:
-        return f"a whole number{_bounds(self.low, self.high)}"
-
-    def fits(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
-
-    def read(self, value: Any, at: str) -> int:
-        if not self.fits(value) or not self.low <= value <= self.high:
-            raise _refused(value, at, self)
-        return int(value)
-
-    def schema(self) -> dict[str, Any]:
-        return {"type": "integer", **_limits(self.low, self.high)}
+class Whole(Number):
+    noun, name, types = "a whole number", "integer", (int,)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +114,16 @@ class Call:
 
     held: AsyncExitStack
     """What is given back once the request is answered."""
+    started: float = field(default_factory=time.perf_counter)
+    load_seconds: float = 0.0
+    """What it took to load the model, or to find it loaded."""
     _served: Served | None = None
 
     async def load(self) -> Served:
         """The model that the request asks for, loaded if it must be; until the request is answered."""
         asked, keep_alive = self.fields.get("model", self.params.get("model")), self.fields.get("keep_alive")
         self._served = await self.held.enter_async_context(self.service.model(asked, keep_alive))
-        self.notes["model"] = self._served.name
+        self.notes["model"], self.load_seconds = self._served.name, time.perf_counter() - self.started
         return self._served
 
     @property
