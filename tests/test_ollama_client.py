@@ -314,7 +314,7 @@ def test_models_come_and_go(client, server, name):
 def test_what_would_change_the_store(client, method, arguments, command):
     with pytest.raises(ollama.ResponseError, match=command) as error:
         getattr(client, method)(*arguments)
-    assert error.value.status_code == 501
+    assert error.value.status_code == 403
 
 
 IMAGE = {"role": "user", "content": "What is it?", "images": [b"x"]}

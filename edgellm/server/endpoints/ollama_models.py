@@ -175,7 +175,7 @@ def _elsewhere(method: str, path: str, instead: str) -> Endpoint:
     """What is not done over HTTP: models are files of the machine's owner."""
 
     async def refuse(call: Call) -> Response:
-        raise RequestError(f"{path} is not done over HTTP here; {instead}", status=501)
+        raise RequestError(f"{path} is not done over HTTP here; {instead}", status=403)
 
     return Endpoint(method, (path,), refuse)
 
