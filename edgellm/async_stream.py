@@ -9,6 +9,7 @@ from types import TracebackType
 
 from edgellm.answer import Answer, Completion, Piece, Timings, Turn
 from edgellm.engine import Event, Job, Listener
+from edgellm.inbox import Inbox
 
 
 class AsyncStream(AsyncIterator[Piece]):
@@ -24,7 +25,7 @@ class AsyncStream(AsyncIterator[Piece]):
         """`begin` is called in another thread than the loop's."""
         self.completion = Completion("", [], "cancelled", [], Timings())
         self._begin, self._submit, self._turn = begin, submit, Turn()
-        self._events: asyncio.Queue[Event] | None = None
+        self._events: Inbox[Event] | None = None
         self._stop: weakref.finalize[..., AsyncStream] | None = None
         self._is_over = False
 
@@ -40,7 +41,7 @@ class AsyncStream(AsyncIterator[Piece]):
 
     async def _piece(self) -> Piece | None:
         if self._events is None:
-            self._events = asyncio.Queue()
+            self._events = Inbox()
             await self._start(self._events)
         event = await self._events.get()
         if isinstance(event, Piece):
@@ -51,12 +52,11 @@ class AsyncStream(AsyncIterator[Piece]):
         await self.aclose()
         return last
 
-    async def _start(self, events: asyncio.Queue[Event]) -> None:
+    async def _start(self, events: Inbox[Event]) -> None:
         # Long texts take long to encode, grammars to compile.
         answer, self._turn = await asyncio.to_thread(self._begin)
         self.completion = answer.completion
-        loop = asyncio.get_running_loop()
-        job = self._submit(answer, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        job = self._submit(answer, lambda event: events.put(event, urgent=not isinstance(event, Piece)))
         self._stop = weakref.finalize(self, _stop, job, self._turn)
 
     async def aclose(self) -> None:

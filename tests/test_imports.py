@@ -14,7 +14,7 @@ ROOT = Path(edgellm.__file__).parents[1]
 
 LAYERS = [
     ["errors", "arrays"],
-    ["adapter", "config", "quant", "home", "footprint", "overflow", "tensor_writer", "answer_cache"],
+    ["adapter", "config", "quant", "home", "footprint", "overflow", "tensor_writer", "answer_cache", "inbox"],
     ["tensor", "rope", "step", "catalog", "shared", "text_stream", "template_sandbox", "bpe", "tasks", "thoughts"],
     ["ops", "file", "tokenizer", "download", "isa"],
     ["architectures", "chat_template", "store"],

@@ -15,7 +15,7 @@ from edgellm.server.errors import RequestError
 from edgellm.server.models import Served
 from edgellm.server.schema import Anything, Duration, Either, Flag, Kind, ListOf, MapOf, Number, Object, Text, Whole
 from edgellm.server.service import Call
-from edgellm.server.streams import DONE, event
+from edgellm.server.streams import DONE, encode, event
 from edgellm.tokenizer import Tokenizer
 
 MOST_ANSWERS = 128
@@ -153,9 +153,11 @@ class Chunks:
     def __init__(self, call: Call, object_: str, prefix: str) -> None:
         self._head = head(object_, prefix, call.served)
         self._has_usage = call.fields.get("stream_options", {}).get("include_usage", False)
+        chunk = event({**self._head, "choices": [], **({"usage": None} if self._has_usage else {})})
+        self._before, _, self._after = chunk.rpartition(b"[]")
 
     def of(self, choice: dict[str, Any]) -> bytes:
-        return event({**self._head, "choices": [choice], **({"usage": None} if self._has_usage else {})})
+        return b"%b[%b]%b" % (self._before, encode(choice).encode(), self._after)
 
     def end(self, usage: dict[str, Any]) -> bytes:
         return (event({**self._head, "choices": [], "usage": usage}) if self._has_usage else b"") + DONE

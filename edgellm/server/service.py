@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from edgellm.answer import Answer, Completion, Piece
 from edgellm.engine import Event, Job, Listener
 from edgellm.errors import EdgeError
 from edgellm.footprint import resident_memory
+from edgellm.inbox import PAUSE, Inbox
 from edgellm.server.errors import RequestError
 from edgellm.server.metrics import Metrics
 from edgellm.server.models import Models, Served, Terms
@@ -136,18 +137,21 @@ class Call:
 class Answers:
     """The answers to one request while they are made; closing it stops those that are not complete."""
 
-    def __init__(self, call: Call, answers: Sequence[Answer]) -> None:
+    def __init__(self, call: Call, answers: Sequence[Answer], streams: bool) -> None:
         """Raises RequestError if there is no room for as many. In the thread of the event loop."""
         call.service.check_room(len(answers))
         self._call, self._service, self._n = call, call.service, len(answers)
         self.answers = answers
-        self._queue: asyncio.Queue[tuple[int, Event] | EdgeError | None] = asyncio.Queue()
+        self.before_waiting: Callable[[], Awaitable[None]] | None = None
+        """Awaited by `events` when nothing more has been told: then what was made of it is to be sent."""
+        # Nobody reads a whole answer before its end.
+        self._inbox = Inbox[tuple[int, Event, float] | EdgeError | None](PAUSE if streams else None)
         loop, limits = asyncio.get_running_loop(), self._service.limits
         self._loop, self._started = loop, time.perf_counter()
         self._last: dict[int, float] = {}
         self._service.under_way += self._n
         self._ping = loop.call_later(PING, self._sign_of_life)
-        self._end = loop.call_later(limits.seconds, self._queue.put_nowait, too_slow(limits.seconds))
+        self._end = loop.call_later(limits.seconds, self._inbox.put, too_slow(limits.seconds), True)
         self._jobs: list[Job] = []
         try:
             for i, answer in enumerate(answers):
@@ -158,12 +162,12 @@ class Answers:
 
     def _listener(self, which: int) -> Listener:
         def listen(event: Event) -> None:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (which, event))
+            self._inbox.put((which, event, time.perf_counter()), urgent=not isinstance(event, Piece))
 
         return listen
 
     def _sign_of_life(self) -> None:
-        self._queue.put_nowait(None)
+        self._inbox.put(None, urgent=True)
         self._ping = self._loop.call_later(PING, self._sign_of_life)
 
     async def events(self) -> AsyncIterator[tuple[int, Piece | Completion] | None]:
@@ -173,27 +177,31 @@ class Answers:
         """
         left = self._n
         while left:
-            event = await self._queue.get()
+            if self.before_waiting and self._inbox.is_empty:
+                await self.before_waiting()
+            event = await self._inbox.get()
             if isinstance(event, EdgeError):
                 raise event
             if event is None:
                 yield None
                 continue
-            which, told = event
+            which, told, at = event
             if isinstance(told, Exception):
                 raise told
-            self._measure(which, told)
-            left -= isinstance(told, Completion)
+            if isinstance(told, Completion):
+                left -= 1
+            elif told.id is not None:
+                self._measure(which, at)
             yield which, told
 
-    def _measure(self, which: int, told: Piece | Completion) -> None:
-        if isinstance(told, Piece) and told.id is not None:
-            now, metrics = time.perf_counter(), self._service.metrics
-            if which in self._last:
-                metrics.next_token.add(now - self._last[which])
-            else:
-                metrics.first_token.add(now - self._started)
-            self._last[which] = now
+    def _measure(self, which: int, now: float) -> None:
+        """Of a token."""
+        metrics = self._service.metrics
+        if which in self._last:
+            metrics.next_token.add(now - self._last[which])
+        else:
+            metrics.first_token.add(now - self._started)
+        self._last[which] = now
 
     def close(self) -> None:
         """Once; the slots are free for others at the next step."""

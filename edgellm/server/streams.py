@@ -57,8 +57,9 @@ def answering(
     async def answer(call: Call) -> Response:
         await call.load()
         asked = await run_in_threadpool(prepare, call)
-        answers = Answers(call, asked.answers)
-        if call.fields.get("stream", wire.is_default):
+        streams = call.fields.get("stream", wire.is_default)
+        answers = Answers(call, asked.answers, streams)
+        if streams:
             return Events(call, answers, chunks(call, asked, answers), wire)
         with closing(answers):
             return await whole(call, asked, answers)
@@ -70,7 +71,7 @@ class Events(StreamingResponse):
     """What is told of answers, which are stopped when their client has gone; what goes wrong midway comes last."""
 
     def __init__(self, call: Call, answers: Answers, events: AsyncGenerator[bytes, None], wire: Wire) -> None:
-        super().__init__(self._guarded(events), media_type=wire.media_type, headers={"cache-control": "no-store"})
+        super().__init__(events, media_type=wire.media_type, headers={"cache-control": "no-store"})
         self._call, self._answers, self._events, self._wire = call, answers, events, wire
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,9 +81,21 @@ class Events(StreamingResponse):
             self._answers.close()
             await self._events.aclose()
 
-    async def _guarded(self, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def stream_response(self, send: Send) -> None:
+        """What was told at once is sent at once: at a few milliseconds a token, each message counts."""
+        parts: list[bytes] = []
+
+        async def flush(more: bool = True) -> None:
+            body = b"".join(parts)
+            parts.clear()
+            if body or not more:
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._answers.before_waiting = flush
         try:
-            async for each in events:
-                yield each
+            async for each in self._events:
+                parts.append(each)
         except Exception as error:
-            yield self._wire.error(told(error, self._call.notes))
+            parts.append(self._wire.error(told(error, self._call.notes)))
+        await flush(more=False)
