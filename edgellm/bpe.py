@@ -95,17 +95,17 @@ def _is_plain(whole: Mapping[str, Any]) -> bool:
     if model["type"] != "BPE":
         return False
     rare = any(model[option] for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-    return not rare and _has_parts(whole) and _has_characters(model, _steps(whole["pre_tokenizer"], "pretokenizers"))
+    return not rare and _has_parts(whole) and _has_characters(model, steps(whole["pre_tokenizer"], "pretokenizers"))
 
 
 def _has_parts(whole: Mapping[str, Any]) -> bool:
     """Whether each text between added tokens is encoded apart from the rest, and stands once in what is made of it."""
-    steps = _steps(whole["pre_tokenizer"], "pretokenizers")
-    first = any(step["type"] == "Metaspace" and step["prepend_scheme"] == "first" for step in steps)
+    pre_tokenizer = steps(whole["pre_tokenizer"], "pretokenizers")
+    first = any(step["type"] == "Metaspace" and step["prepend_scheme"] == "first" for step in pre_tokenizer)
     added = any(
         token["single_word"] or (token["normalized"] and whole["normalizer"]) for token in whole["added_tokens"]
     )
-    templates = [step["single"] for step in _steps(whole["post_processor"], "processors") if "single" in step]
+    templates = [step["single"] for step in steps(whole["post_processor"], "processors") if "single" in step]
     return not first and not added and all(sum("Sequence" in piece for piece in single) == 1 for single in templates)
 
 
@@ -121,11 +121,11 @@ def _has_characters(model: Mapping[str, Any], pre_tokenizer: Sequence[Mapping[st
     return model["unk_token"] is None and not any(SPACE in token for token in vocab)
 
 
-def _steps(spec: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+def steps(spec: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
     """The steps of what may be nothing, one or a sequence."""
     if spec is None:
         return []
-    return [step for part in spec[name] for step in _steps(part, name)] if spec["type"] == "Sequence" else [spec]
+    return [step for part in spec[name] for step in steps(part, name)] if spec["type"] == "Sequence" else [spec]
 
 
 def _alphabet() -> set[str]:
@@ -187,6 +187,18 @@ class BPE:
         self._words: dict[str, list[int]] = {}
         self._chars: dict[str, list[int]] = {}
         self._known_ranks: dict[int, int] = {}
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest token, as the vocabulary spells it: of no fewer than it stands for."""
+        begins = np.frombuffer(self._text, np.uint8) & 0xC0 != 0x80  # of characters in UTF-8
+        places = np.concatenate([[0], np.cumsum(begins)])[np.frombuffer(self._ends, np.uint32)]
+        return int(np.diff(places, prepend=0).max())
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether a character that is no token becomes tokens of its bytes."""
+        return bool(self._byte_ids)
 
     def token(self, id: int) -> str:
         """A token as the vocabulary spells it; "" for an id that stands for none."""

@@ -105,8 +105,9 @@ class ChatPrompt:
     characters.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self._tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, most_tokens: int | None = None) -> None:
+        """With `most_tokens`, text that has more for its mere length raises ContextOverflowError and is not encoded."""
+        self._tokenizer, self.template, self._most_tokens = tokenizer, template, most_tokens
         specials = [_MARK, *tokenizer.special_tokens]
         self._masks = {text: _MARK + chr(ord(_MARK) + n) for n, text in enumerate(specials)}
         self._unmasks = {mask: text for text, mask in self._masks.items()}
@@ -159,6 +160,8 @@ class ChatPrompt:
 
         Text that is not the first must begin or follow a special token, as SentencePiece puts a space there.
         """
+        if self._most_tokens is not None:
+            self._tokenizer.check_size(text, self._most_tokens)
         if _MARK in text:
             ids = [id for part in self._tokenizer.split_special(text) for id in self._encode_part(part)]
         else:

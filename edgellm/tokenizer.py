@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from edgellm import bpe
 from edgellm.bpe import BPE, WORD
-from edgellm.errors import ArgumentError, EdgeFileError, UnsupportedError
+from edgellm.errors import ArgumentError, ContextOverflowError, EdgeFileError, UnsupportedError
 
 if TYPE_CHECKING:
     import tokenizers
+
+REMEMBERED = range(256, 65_536)
+"""Characters of texts between special tokens whose ids are remembered: those of messages come again at each turn."""
+MOST_REMEMBERED = 64
 
 
 class Tokenizer:
@@ -48,6 +54,14 @@ class Tokenizer:
             return self._vocabulary.encode(text, add_special, parse_special)
         except TypeError as error:
             raise ArgumentError(f"{text[:80]!r} cannot be encoded; expected text without lone surrogates") from error
+
+    def check_size(self, text: str, most: int) -> None:
+        """Raise ContextOverflowError for text that is so long that it has more than `most` tokens, whatever it says."""
+        if len(text) > most and (least := self._vocabulary.least(text)) > most:
+            raise ContextOverflowError(
+                f"{len(text)} characters, which are {least} tokens or more, do not fit: the context holds {most}; "
+                "shorten the text, or load the model with a larger context"
+            )
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Bytes that are no UTF-8 come out as U+FFFD."""
@@ -111,6 +125,10 @@ class _Vocabulary:
     def token(self, id: int) -> str:
         return self.library.id_to_token(id) or ""
 
+    def least(self, text: str) -> int:
+        """No text of that length has fewer tokens: known without encoding it, or 0."""
+        return 0
+
     def encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Raises TypeError for text with lone surrogates."""
         return self._encoding(text, add_special, parse_special).ids
@@ -130,6 +148,7 @@ class _Tabled(_Vocabulary):
 
         super().__init__(bpe.json)
         self._bpe, self.n_tokens = bpe, bpe.n_tokens
+        self._remembered = lru_cache(MOST_REMEMBERED)(self._encode_words)
         self._normalizer, self._pre_tokenizer = self.library.normalizer, self.library.pre_tokenizer
         self.library.normalizer = self.library.pre_tokenizer = None  # so that text is one token, and its place is known
         special = {id for id, token in self.added.items() if token.special}
@@ -143,6 +162,31 @@ class _Tabled(_Vocabulary):
                 "convert the model again"
             )
 
+    def least(self, text: str) -> int:
+        if not self._longest:
+            return 0
+        length = len(text.encode(errors="replace").translate(None, self._left_out)) if self._left_out else len(text)
+        return -(-length // self._longest)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of text that no token stands for more than; 0 if text may be left out, or that is not known."""
+        spec = json.loads(self._bpe.json)
+        normalizer = bpe.steps(spec["normalizer"], "normalizers")
+        pre_tokenizer = bpe.steps(spec["pre_tokenizer"], "pretokenizers")
+        has_bytes = self._bpe.falls_back or (pre_tokenizer and pre_tokenizer[-1]["type"] == "ByteLevel")
+        strips = any(token.lstrip or token.rstrip for token in self.added.values())
+        if strips or not has_bytes or not all(map(_keeps_text, pre_tokenizer)) or (normalizer and self._left_out):
+            return 0
+        return self._bpe.longest * math.prod(map(_most_made_one, normalizer))
+
+    @cached_property
+    def _left_out(self) -> bytes:
+        """Bytes that this vocabulary has no token for."""
+        if self._bpe.falls_back:
+            return b""
+        return bytes(byte for char, byte in _BYTES.items() if not self._bpe.encode(char))
+
     def token(self, id: int) -> str:
         return self._bpe.token(id)
 
@@ -151,10 +195,14 @@ class _Tabled(_Vocabulary):
         for part in self._parts(text, parse_special):
             if isinstance(part, int):
                 ids.append(part)
+            elif len(part) in REMEMBERED:
+                ids += self._remembered(part)
             else:
-                for word in self._words(part):
-                    ids += self._bpe.encode(word)
+                ids += self._encode_words(part)
         return ids + self._bpe.after if add_special else ids
+
+    def _encode_words(self, text: str) -> list[int]:
+        return [id for word in self._words(text) for id in self._bpe.encode(word)]
 
     def _parts(self, text: str, parse_special: bool) -> Iterator[str | int]:
         """Added tokens, and the text between them."""
@@ -170,6 +218,20 @@ class _Tabled(_Vocabulary):
         if self._pre_tokenizer is None:
             return [text]
         return [word for word, _ in self._pre_tokenizer.pre_tokenize_str(text)]
+
+
+def _most_made_one(normalizer: Mapping[str, Any]) -> int:
+    """Of how many characters it makes one; 0 if it may leave some out, or is not known here."""
+    is_space = normalizer["type"] == "Replace" and normalizer["pattern"] == {"String": " "} and normalizer["content"]
+    # No character is composed of more than four others.
+    return {"NFC": 4, "Prepend": 1}.get(normalizer["type"], int(bool(is_space)))
+
+
+def _keeps_text(pre_tokenizer: Mapping[str, Any]) -> bool:
+    kind = pre_tokenizer["type"]
+    return kind in ("ByteLevel", "Digits", "Metaspace") or (
+        kind in ("Split", "Punctuation") and pre_tokenizer["behavior"] != "Removed"
+    )
 
 
 def _open(json: bytes) -> tokenizers.Tokenizer:

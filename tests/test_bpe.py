@@ -1,6 +1,7 @@
 """Tables give the ids of the `tokenizers` library, and damaged ones an error."""
 
 import json
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from edgellm.bpe import BPE
 from edgellm.converters import convert
 from edgellm.converters.gguf import GGUFFile
 from edgellm.converters.gguf_tokenizer import tokenizer_from_gguf
-from edgellm.errors import ArgumentError, EdgeError, EdgeFileError
-from edgellm.tokenizer import Tokenizer, _Tabled
+from edgellm.errors import ArgumentError, ContextOverflowError, EdgeError, EdgeFileError
+from edgellm.tokenizer import MOST_REMEMBERED, Tokenizer, _Tabled
 
 VECTORS = ["gpt-2", "llama-spm", "qwen2", "phi-3"]
 REAL = [*VECTORS, "smollm2", "gemma3"]
@@ -55,6 +56,7 @@ def assert_equal(pair, text, add_special=True, parse_special=True):
     ours, theirs = pair
     ids = ours.encode(text, add_special, parse_special)
     assert ids == theirs.encode(text, add_special, parse_special), text
+    assert ours._vocabulary.least(text) <= len(ours.encode(text, False, parse_special)), text
     assert ours.decode(ids) == theirs.decode(ids)
     assert ours.decode(ids, skip_special=False) == theirs.decode(ids, skip_special=False)
 
@@ -123,6 +125,27 @@ def texts(tokenizer):
     added = sorted(tokenizer.special_tokens) or ["<s>"]
     parts = st.one_of(st.text(max_size=6), st.sampled_from(FRAGMENTS), st.sampled_from(added))
     return st.lists(parts, max_size=10).map("".join)
+
+
+@pytest.mark.parametrize(("name", "longest"), [("gpt-2", 128), ("llama-spm", 16), ("qwen2", 128), ("smollm2", 81)])
+def test_text_that_must_have_too_many_tokens(real, name, longest):
+    ours, theirs = real(name)
+    ours.check_size("a" * 10 * longest, 10)
+    message = rf"^{10 * longest + 1} characters, which are 11 tokens or more, do not fit: the context holds 10; "
+    with pytest.raises(ContextOverflowError, match=message):
+        ours.check_size("a" * (10 * longest + 1), 10)
+    theirs.check_size("a" * 1_000_000, 10)  # nothing is known of it
+
+
+def test_text_that_is_left_out_does_not_count(real):
+    ours, _ = real("smollm2")
+    assert ours.encode("\x04" * 1000) == []
+    ours.check_size("\x04" * 1_000_000, 10)
+    assert tokenizer(byte_level())._vocabulary.least("a" * 1000) > 0
+
+
+def test_no_character_is_composed_of_more_than_four():
+    assert max(len(normalize("NFD", chr(code))) for code in range(0x110000)) == 4
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -295,6 +318,19 @@ def test_a_model_has_tables_and_one_of_version_1_the_library(stories, tmp_path):
 def test_lone_surrogates_are_refused(data):
     with pytest.raises(ArgumentError, match="lone surrogates"):
         tokenizer(data).encode("a\ud800")
+
+
+def test_long_texts_come_again_as_they_were():
+    pair = both(tokenizer_from_gguf(byte_level()).json)
+    ours, remembered = pair[0], pair[0]._vocabulary._remembered
+    texts = [f"{n} hello<|im_start|>" + "hell he " * 100 for n in range(2 * MOST_REMEMBERED)]
+    for text in (*texts, *texts[-5:]):
+        assert_equal(pair, text)
+    known = ours.encode(texts[-1])
+    known.clear()
+    assert_equal(pair, texts[-1])
+    assert remembered.cache_info().hits > 5
+    assert remembered.cache_info().currsize <= MOST_REMEMBERED
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 import threading
@@ -425,6 +426,22 @@ def test_a_request_takes_its_time_at_most():
         *_, last = raw.decode().strip().split("\n\n")
         assert (status, json.loads(last.removeprefix("data: "))["error"]["type"]) == (200, "timeout_error")
         until(lambda: server.get("/ready")[1]["answers"] == 0)
+
+
+def test_a_long_text_is_refused_before_its_tokens_are_counted(server, smollm2_path):
+    text = "Once upon a time. " * 500_000
+    with Server(smollm2_path, "--ctx", 512) as large:
+        for path, asked in (("completions", {"prompt": text}), ("chat/completions", {"messages": [user(text)]})):
+            status, found = large.post(f"/v1/{path}", asked)
+            assert (status, found["error"]["code"]) == (400, "context_length_exceeded")
+            expected = r"9000\d{3} characters, which are 11\d{4} tokens or more, do not fit: the context holds 512; "
+            assert re.match(expected, found["error"]["message"])
+    status, found = server.post("/v1/completions", {"prompt": [1] * 1_000_000})
+    assert (status, found["error"]["message"][:51]) == (400, "1000000 tokens do not fit: the context holds 512; s")
+
+
+def user(text):
+    return {"role": "user", "content": text}
 
 
 def test_slow_clients_are_let_go():

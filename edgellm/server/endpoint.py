@@ -47,7 +47,7 @@ class Endpoint:
             await response(scope, receive, send)
 
     async def _response(self, request: Request, held: AsyncExitStack) -> Response:
-        fields = self.body.read(await read_json(request)) if self.body else {}
+        fields = await read_json(request, self.body.read) if self.body else {}
         params = {**request.query_params, **request.path_params}
         call = Call(request.app.state.service, fields, params, request.state.notes, held)
         return await unless_gone(request, self.answer(call))

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgellm.answer import Answer, Completion, Piece
 from edgellm.api import Model
+from edgellm.generate import check_room
 from edgellm.logprobs import Logprob
 from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
@@ -69,7 +70,9 @@ def _check(fields: dict[str, Any]) -> None:
 def _ids(model: Model, prompt: str | list[int]) -> tuple[str, list[int]]:
     """A prompt as text and as ids."""
     if isinstance(prompt, str):
+        model.tokenizer.check_size(prompt, model.context_length)
         return prompt, model.tokenize(prompt)
+    check_room(len(prompt), 0, model.context_length)
     bad = [id for id in prompt if id >= model.tokenizer.vocab_size]
     if bad:
         raise RequestError(
