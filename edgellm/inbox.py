@@ -55,7 +55,8 @@ class Inbox(Generic[T]):
 
     def _look(self) -> None:
         self._is_awake = False
-        if self._items:  # also one that came before the line above, and so woke nobody
+        # Also what came before the line above, and so woke nobody. A task that does not wait looks itself, or has gone.
+        if self._items and self._waiting:
             self._is_awake = True
             self._wake()
 

@@ -67,6 +67,16 @@ def test_a_wait_that_is_cancelled_loses_nothing():
     assert asyncio.run(read()) == "a"
 
 
+def test_nothing_goes_on_when_the_task_has_gone():
+    async def left():
+        inbox = Inbox(pause=0.001)
+        inbox.put("a")
+        await asyncio.sleep(0.05)
+        return inbox._is_awake, inbox.is_empty
+
+    assert asyncio.run(left()) == (False, False)
+
+
 def test_who_tells_hears_that_the_loop_is_closed():
     async def made():
         inbox = Inbox()

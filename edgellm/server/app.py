@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,6 +21,9 @@ from edgellm.server.errors import RequestError, refusal
 from edgellm.server.log import Log
 from edgellm.server.security import Hosts, Keys
 from edgellm.server.service import Service
+
+HELPERS = 8
+"""Threads that encode texts and compile grammars: more would be no quicker, and keep memory."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def app(service: Service, access: Access, has_page: bool = True) -> Starlette:
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     models = app.state.service.models
     models.start()
+    to_thread.current_default_thread_limiter().total_tokens = HELPERS
     try:
         yield
     finally:
