@@ -79,7 +79,8 @@ def prompt(
     """`tool_choice` is as Chat.stream has it; `thinks` says whether the model is to think first, None leaves that to
     its template; the answer goes on from the message `begun` if there is one."""
     model, template = call.served.model, call.served.template
-    made = ChatPrompt(model.tokenizer, template if thinks is None else template.thinking(thinks))
+    chosen = template if thinks is None else template.thinking(thinks)
+    made = ChatPrompt(model.tokenizer, chosen, model.context_length)
     asked = question(model, made, messages, tools, tool_choice)
     is_thinking = is_thought_open(made.text)
     if begun and (text := written(begun, is_thinking)):
