@@ -67,20 +67,20 @@ COLUMNS = {"arc_challenge": arc, "arc_easy": arc, "boolq": boolq, "lambada": dic
            "piqa": piqa, "winogrande": winogrande}  # fmt: skip
 
 
-def rows(task, data):
+def rows(task, data, count=COUNT):
     lines = (data / FILES[task]).read_text(encoding="utf-8").split("\n")
     if task == "hellaswag":
-        return [hellaswag(lines[at : at + 6]) for at in range(0, 6 * COUNT, 6)]
-    return [COLUMNS[task](json.loads(line)) for line in lines[:COUNT]]
+        return [hellaswag(lines[at : at + 6]) for at in range(0, 6 * count, 6)]
+    return [COLUMNS[task](json.loads(line)) for line in lines[:count]]
 
 
-def compute(model, index, task, data):
+def compute(model, index, task, data, count=COUNT):
     import lm_eval
     from lm_eval.tasks._yaml_loader import load_yaml
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "data.jsonl")
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(task, data)))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows(task, data, count)))
         name = NAMES.get(task, task)
         changes = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(path)}},
                    "training_split": None, "validation_split": None, "test_split": "test"}  # fmt: skip
