@@ -149,6 +149,8 @@ class Call:
         for at, array in ((layout.STEP_POSITIONS, self.positions), (layout.STEP_SLOTS, self.slots)):
             self.step[at // 8] = array.ctypes.data
         self.step[layout.STEP_CACHES // 8] = self.caches.ctypes.data
+        self.arrivals = np.zeros((n_threads, layout.ARRIVAL_BYTES // 8), np.int64)
+        self.step[layout.STEP_ARRIVALS // 8] = self.arrivals.ctypes.data
 
     def run(self, kernels):
         """The output, from threads that run one after another, the last one first."""

@@ -105,9 +105,11 @@ def multiply(
         "ROWS": len(x), "SCRATCH": scratch.ctypes.data, "SCRATCH_BYTES": scratch_bytes, "PACKED": shared.ctypes.data,
         "WANTED": wanted.ctypes.data, "N_WANTED": len(wanted), "LOGITS": out.ctypes.data, **dict(step_fields),
     })  # fmt: skip
+    arrivals = of_team(step, n_threads)
 
     def run(*bodies):
         for body in bodies:
+            arrivals[:, 0] += 1
             for thread in reversed(range(n_threads)):
                 kernels.function(body)(record.ctypes.data, step.ctypes.data, thread, n_threads)
 
@@ -124,6 +126,13 @@ def zeroed(n_bytes, shift):
     block = np.zeros(n_bytes + 128, np.uint8)
     start = -block.ctypes.data % 64 + shift
     return block[start : start + n_bytes]
+
+
+def of_team(step, n_threads):
+    """What threads tell each other; its first column counts the barriers that they came to."""
+    arrivals = np.zeros((n_threads, layout.ARRIVAL_BYTES // layout.CELL), np.int64)
+    step[layout.STEP_ARRIVALS // layout.CELL] = arrivals.ctypes.data
+    return arrivals
 
 
 def cells(count, prefix, fields):

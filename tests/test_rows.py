@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from test_kernels import FORMATS, ISAS, U, cells, problem
+from test_kernels import FORMATS, ISAS, U, cells, of_team, problem
 
 from edgellm import isa, quant
 from edgellm.kernels import compiler, layout
@@ -17,8 +17,10 @@ from edgellm.kernels.rows import embed, rope_angles, rope_append
 def run(name, body, fields, step, n_threads=2):
     """An op, by threads that take turns."""
     record, step = cells(layout.RECORD_CELLS, "", fields), cells(layout.STEP_CELLS, "STEP_", step)
+    arrivals = of_team(step, n_threads)
     for thread in reversed(range(n_threads)):
         compiler(isa.get(name)).function(body)(record.ctypes.data, step.ctypes.data, thread, n_threads)
+    assert (arrivals[:, 0] == 0).all()  # an op does not say that it is done
 
 
 @pytest.mark.parametrize("name", ISAS)

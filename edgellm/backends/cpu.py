@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,13 +17,14 @@ from edgellm.backends._cpu_cache import Layer, Slot, block, slot_bytes
 from edgellm.cache import Slots
 from edgellm.footprint import Footprint
 from edgellm.kernels import Body, Compiler, Kernel, compiler, dots, layout
-from edgellm.kernels.attention import attention, attention_merge, n_partial_floats
+from edgellm.kernels.attention import TASK_QUERIES, attention, attention_merge, n_partial_floats
 from edgellm.kernels.best import best
 from edgellm.kernels.experts import combine, expert_matmul, expert_prepare, route
 from edgellm.kernels.matmul import matmul
 from edgellm.kernels.prepare import prepare
 from edgellm.kernels.rows import FORMATS, apply, embed, rope_angles, rope_append, short_conv
 from edgellm.kernels.run import run, serve
+from edgellm.kernels.share import N_CLAIMS
 from edgellm.kernels.team import Team
 from edgellm.plan import (
     Activated,
@@ -245,8 +245,8 @@ def _needed(plan: Plan, most_rows: int, kv: str) -> list[Kernel]:
 
 
 def _best_of(pairs: list[tuple[float, int]]) -> int:
-    """The token of the largest logit of all threads, whose tokens ascend; -1 if one is not a number."""
-    return -1 if any(token < 0 for _, token in pairs) else max(pairs, key=itemgetter(0))[1]
+    """The token of the largest logit of all threads, the first of equals; -1 if one is not a number."""
+    return -1 if any(token < 0 for _, token in pairs) else -max((logit, -token) for logit, token in pairs)[1]
 
 
 def _cells(count: int, prefix: str, fields: dict[str, Any]) -> Array:
@@ -364,6 +364,8 @@ class _Lowering:
     def _chain(self, rows: list[dict[str, Any]]) -> None:
         """Tell each op which matrix is read next; after the last one comes the next step's first."""
         of_matmuls = {self._kernels.op(matmul), self._kernels.op(best)}
+        for i, row in enumerate(row for row in rows if row["OP"] in of_matmuls):
+            row["CLAIM"] = i % N_CLAIMS
         matrix = next(row for row in rows if row["OP"] in of_matmuls)
         for row in reversed(rows):
             row["NEXT_WEIGHT"], row["NEXT_BLOCKS"] = matrix["WEIGHT"], matrix["N_BLOCKS"]
@@ -471,12 +473,13 @@ class _Lowering:
     def _rope_append(self, op: RopeAppend) -> dict[str, Any]:
         (q, q_stride), (k, k_stride) = self._memory.place(op.q.x), self._memory.place(op.k.x)
         fields = {
-            **self._heads(op.q.x, self._memory.layers[op.layer]), "BARRIER": 1,
+            **self._heads(op.q.x, self._memory.layers[op.layer]),
             "OP": self._kernels.op(rope_append, self._memory.kv),
             "QUERIES": q, "SOURCE_STRIDE": q_stride, "KEYS": k, "TARGET_STRIDE": k_stride,
             "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q", "NORM_EPS"),
             **_head_norm(op.k, "K", "K_NORM_EPS"),
         }  # fmt: skip
+        fields["BARRIER"] = 4 if fields["N_HEADS"] // fields["N_KV_HEADS"] <= TASK_QUERIES else 1
         if op.angles:
             fields["ANGLES"], fields["ANGLES_STRIDE"] = self._memory.place(op.angles.out)
             fields["N_ANGLES"] = len(op.angles.frequencies)

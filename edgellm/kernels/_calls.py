@@ -19,6 +19,8 @@ def calls() -> dict[str, Any]:
         "call_dot": _call_of(5),
         "atomic_get": operation(_atomic_get, ADDRESS, ADDRESS),
         "atomic_set": operation(_atomic_set, types.void, ADDRESS, ADDRESS),
+        "atomic_next": operation(_atomic_next, ADDRESS, ADDRESS),
+        "atomic_raise": operation(_atomic_raise, types.void, ADDRESS, ADDRESS, ADDRESS),
         "pause": operation(_pause, types.void),
         "yield_cpu": operation(_yield, types.void),
     }
@@ -46,6 +48,14 @@ def _atomic_get(b: ir.IRBuilder, p: Any) -> Any:
 
 def _atomic_set(b: ir.IRBuilder, p: Any, x: Any) -> None:
     b.store_atomic(x, b.inttoptr(p, I64.as_pointer()), "release", 8)
+
+
+def _atomic_next(b: ir.IRBuilder, p: Any) -> Any:
+    return b.atomic_rmw("add", b.inttoptr(p, I64.as_pointer()), I64(1), "monotonic")
+
+
+def _atomic_raise(b: ir.IRBuilder, p: Any, old: Any, new: Any) -> None:
+    b.cmpxchg(b.inttoptr(p, I64.as_pointer()), old, new, "monotonic", "monotonic")
 
 
 def _pause(b: ir.IRBuilder) -> None:

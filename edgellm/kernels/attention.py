@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.fetch import fetch_more, fetching
 from edgellm.kernels.layout import (
     CAPACITY,
     HEAD_DIM,
@@ -341,8 +342,8 @@ def finish_merge(state: int, result: int, head_dim: int) -> None:
 
 
 def attend_task(
-    record: int, step: int, kept: int, row: int, kv_head: int, begin: int, end: int,
-    block: int, block_end: int, n_threads: int, split: bool,
+    record: int, step: int, thread: int, n_threads: int, kept: int, row: int, kv_head: int, begin: int, end: int,
+    block: int, block_end: int, split: bool,
 ) -> None:  # fmt: skip
     """Some blocks of keys for queries begin..end (row from `row` on * group + head) of a key/value head.
 
@@ -351,13 +352,15 @@ def attend_task(
     head_dim, scale, softcap = get_i64(record + HEAD_DIM), get_f32(record + SCALE), get_f32(record + SOFTCAP)
     n = end - begin
     padded = 1 if n == 1 else (n + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE * QUERIES_AT_ONCE
-    stride = query_bytes(head_dim)
+    stride, cells = query_bytes(head_dim), fetching(step, thread)
     for i in range(padded):
+        fetch_more(cells)
         keep_query(record, step, kept + i * stride, row, kv_head, min(begin + i, end - 1))
     next_head = kv_head + (1 if split else n_threads)
     while block < block_end:
         keys, values = block_address(record, step, row, kv_head, block)
         ahead = next_block(record, step, row, kv_head, next_head, block, block_end) - keys
+        fetch_more(cells)
         if padded == 1:
             attend_1(kept, block, keys, values, ahead, head_dim, scale, softcap)
         else:
@@ -366,6 +369,7 @@ def attend_task(
                 attend_4(kept + i * stride, stride, four, block, keys, values, ahead, head_dim, scale, softcap)
         for i in range(n):
             query = kept + i * stride
+            fetch_more(cells)
             if seen_in(query, block) < end_in(query, block):
                 if split:
                     keep_partial(record, step, query, row, kv_head, begin + i, block, n_threads)
@@ -375,6 +379,7 @@ def attend_task(
     if not split:
         for i in range(n):
             query = kept + i * stride
+            fetch_more(cells)
             finish_merge(query + state_at(head_dim), get_i64(query + RESULT), head_dim)
 
 
@@ -455,7 +460,9 @@ def attention(record: int, step: int, thread: int, n_threads: int) -> None:
                 elif task % n_threads != thread:  # in turn, as later rows see more
                     block_end = block
                 if block < block_end:
-                    attend_task(record, step, kept, row, kv_head, begin, end, block, block_end, n_threads, split)
+                    attend_task(
+                        record, step, thread, n_threads, kept, row, kv_head, begin, end, block, block_end, split
+                    )
                 task += 1
         row += n_rows
 

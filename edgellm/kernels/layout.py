@@ -20,12 +20,13 @@ KEY_BLOCK = 128
 """Keys that are attended to together, from multiples of it on. Part of the numerics: see attention."""
 
 CELL = 8
-RECORD_CELLS = 64
+RECORD_CELLS = 72
 
 # Every record.
 OP, BARRIER, NEXT_WEIGHT, NEXT_BLOCKS, NEXT_BLOCK_BYTES = (CELL * i for i in range(5))
 """BARRIER is 0 for no wait after the op, 1 for one, 2 for one unless it works on a single row, 3 for one if keys were
-split. NEXT: the matrix of the next matmul, or after the last of the next step's first; see fetch."""
+split, 4 for one unless it works on a single row whose keys are not split. NEXT: the matrix of the next matmul, or after
+the last of the next step's first; see fetch."""
 
 # Matmul: the matrix, the activations' rows, and where the outputs go.
 (
@@ -65,6 +66,9 @@ LOW_RANK, LOW, LOW_STRIDE, LOW_B = (CELL * (60 + i) for i in range(4))
 PLAIN, RMS_NORM, LAYER_NORM, GATED, ACTIVATED = range(5)
 SILU, GELU, GELU_TANH, RELU2 = range(4)
 
+# A matmul's shares: see share.
+CLAIM = CELL * 64
+
 # A step.
 STEP_ROWS, STEP_TOKENS, STEP_POSITIONS, STEP_SLOTS, STEP_CACHES, STEP_WANTED, STEP_N_WANTED = (
     CELL * i for i in range(7)
@@ -85,5 +89,9 @@ MOST_THREADS = 256
 CONTROL_GENERATION = 0
 CONTROL_RECORDS, CONTROL_N_RECORDS, CONTROL_STEP, CONTROL_STOP = (CELL * (16 + i) for i in range(4))
 CONTROL_CELLS = 32
-ARRIVAL_BYTES = 128
-"""Between the arrivals of two threads, so that they do not share a cache line, nor a pair of them."""
+ARRIVAL_BYTES = 384
+"""Between the arrivals of two threads. Behind them stand, each in a pair of cache lines of its own,"""
+FETCHED, FETCH_END = 128, 136
+"""what the thread may fetch ahead (see fetch), and"""
+CLAIMS = 256
+"""what is taken of its shares (see share)."""

@@ -16,7 +16,6 @@ from edgellm.kernels.layout import (
     LOW_B,
     LOW_RANK,
     LOW_STRIDE,
-    N_BLOCKS,
     N_TILES,
     PAIR,
     ROWS_N,
@@ -34,6 +33,7 @@ from edgellm.kernels.layout import (
 )  # fmt: skip
 from edgellm.kernels.prepare import capped, packed_bytes, prepare_rows, rows_of, rows_together
 from edgellm.kernels.primitives import add, call_dot, fill, fma, get_f32, get_i64, load_f32, mul, store_f32, zero
+from edgellm.kernels.share import NONE, first_block, next_block, run_start
 
 BLOCKS_TOGETHER, ROWS_TOGETHER = 8, 64
 """Weights are read from memory once, and some of them with some rows from the caches until all have met. The number of
@@ -41,18 +41,26 @@ rows is a multiple of what dot kernels take."""
 
 
 def matmul(record: int, step: int, thread: int, n_threads: int) -> None:
-    """The op: each thread takes a run of blocks of 16 outputs, for all rows."""
-    rows, n_blocks = rows_of(record, step), get_i64(record + N_BLOCKS)
+    """The op: blocks of 16 outputs are shared out, for all rows."""
+    rows = rows_of(record, step)
     outputs = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
     packed = prepared(record, step, thread, rows)
     target = get_i64(step + STEP_LOGITS) if get_i64(record + GATHERS) else get_i64(record + TARGET)
-    start, end = n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads
     weight, size = get_i64(record + WEIGHT), block_bytes(record)
+    if rows == 1:
+        block, owner = first_block(record, step, thread, n_threads)
+        while block != NONE:
+            after, owner = next_block(record, step, thread, n_threads, owner, block)
+            ahead = fetches_to(record, block, after, thread, n_threads)
+            block_times_rows(record, weight + block * size, target, block, ahead, 0, 1, packed, outputs)
+            block = after
+        return
+    start, end = run_start(record, thread, n_threads), run_start(record, thread + 1, n_threads)
     for first in range(start, end, BLOCKS_TOGETHER):
         for row in range(0, rows, ROWS_TOGETHER):
             last_row = min(row + ROWS_TOGETHER, rows)
             for block in range(first, min(first + BLOCKS_TOGETHER, end)):
-                ahead = fetches(record, block, end, thread, n_threads)
+                ahead = fetches_to(record, block, block + 1 if block + 1 < end else NONE, thread, n_threads)
                 block_times_rows(record, weight + block * size, target, block, ahead, row, last_row, packed, outputs)
 
 
@@ -82,11 +90,13 @@ def prepared(record: int, step: int, thread: int, rows: int) -> int:
     return packed
 
 
-def fetches(record: int, block: int, end: int, thread: int, n_threads: int) -> int:
+def fetches_to(record: int, block: int, after: int, thread: int, n_threads: int) -> int:
     """How far from the weights of a block stand those that the thread reads after it."""
     size = block_bytes(record)
-    if block + 1 < end:
+    if after == block + 1:
         return min(size, FARTHEST)
+    if after != NONE:
+        return (after - block) * size
     return next_slice(record, thread, n_threads) - (get_i64(record + WEIGHT) + block * size)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from edgellm.kernels.fetch import fetch_more, fetching
 from edgellm.kernels.layout import (
     ACTIVATION,
     CODE_BYTES,
@@ -100,11 +101,12 @@ def prepare(record: int, step: int, thread: int, n_threads: int) -> None:
 def prepare_rows(record: int, step: int, thread: int, row: int, count: int, packed: int) -> None:
     """`count` rows from `row` on, interleaved, to `packed`."""
     buffer = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES) + 4096
+    cells = fetching(step, thread)
     for i in range(count):
         source = source_row(record, step, row + i)
-        transform(record, get_i64(record + SOURCE) + source * get_i64(record + SOURCE_STRIDE), buffer)
+        transform(record, get_i64(record + SOURCE) + source * get_i64(record + SOURCE_STRIDE), buffer, cells)
         if get_i64(record + CODE_BYTES) == 1:
-            quantize(buffer, get_i64(record + N_TILES), packed, i, count)
+            quantize(buffer, get_i64(record + N_TILES), packed, i, count, cells)
         else:
             for column in range(64 * get_i64(record + N_TILES)):
                 set_f32(packed + 4 * (column * count + i), get_f32(buffer + 4 * column))
@@ -119,7 +121,7 @@ def source_row(record: int, step: int, row: int) -> int:
     return row
 
 
-def transform(record: int, source: int, target: int) -> None:
+def transform(record: int, source: int, target: int, cells: int) -> None:
     """A row as the matrix wants it: float32, zeros up to a whole tile."""
     cols, kind = get_i64(record + COLS), get_i64(record + PROLOGUE)
     centre = fill(mean(cols, source)) if kind == LAYER_NORM else zero()
@@ -127,6 +129,8 @@ def transform(record: int, source: int, target: int) -> None:
     factor = fill(inverse_rms(cols, source, centre, get_f32(record + NORM_EPS))) if norms else zero()
     for column in range(0, 64 * get_i64(record + N_TILES), 16):
         x = zero()
+        if column % 64 == 0:
+            fetch_more(cells)
         if column < cols:
             x = load_f32(source + 4 * column)
             if norms:
@@ -193,12 +197,13 @@ def normal_tail(x: Any) -> Any:
     return mul(p, exp(mul(mul(x, x), fill(-0.5))))
 
 
-def quantize(buffer: int, n_tiles: int, packed: int, row: int, count: int) -> None:
+def quantize(buffer: int, n_tiles: int, packed: int, row: int, count: int, cells: int) -> None:
     """One of `count` interleaved rows: float32 -> int8 with a scale for 16, whose largest value is 127."""
     codes, scales = packed + 4 * row, packed + 64 * n_tiles * count + 4 * row
     sums, starts = scales + 16 * n_tiles * count, scales + 24 * n_tiles * count
     made, further = buffer - 128, 16 * n_tiles * count
     for tile in range(n_tiles):
+        fetch_more(cells)
         quantize_64(buffer + 256 * tile, made)
         spread(made, 16, codes + 64 * count * tile, count)
         spread(made + 64, 4, scales + 16 * count * tile, count)

@@ -367,6 +367,19 @@ def atomic_set(p: int, x: int) -> None:
     set_i64(p, x)
 
 
+def atomic_next(p: int) -> int:
+    """Add 1 to a cell; what was in it."""
+    x = get_i64(p)
+    set_i64(p, x + 1)
+    return x
+
+
+def atomic_raise(p: int, old: int, new: int) -> None:
+    """Put a new number in a cell if the old one still is in it."""
+    if get_i64(p) == old:
+        set_i64(p, new)
+
+
 def pause() -> None:
     """Tell the core that this thread is waiting."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels.attention import append_key, append_value
+from edgellm.kernels.fetch import fetching
 from edgellm.kernels.layout import (
     ADDS,
     ANGLES,
@@ -114,7 +115,7 @@ def apply(record: int, step: int, thread: int, n_threads: int) -> None:
         source = get_i64(record + SOURCE) + row * get_i64(record + SOURCE_STRIDE)
         target = get_i64(record + TARGET) + row * get_i64(record + TARGET_STRIDE)
         for _ in range(get_i64(record + N_HEADS)):
-            transform(record, source, buffer)
+            transform(record, source, buffer, fetching(step, thread))
             store_row(buffer, target, cols, adds)
             source += 4 * cols
             target += 4 * cols
@@ -150,28 +151,28 @@ def rope_angles(record: int, step: int, thread: int, n_threads: int) -> None:
 
 def rope_append(record: int, step: int, thread: int, n_threads: int) -> None:
     """Norm the step's queries and keys, before or after they are turned by their positions; put keys and values into
-    the caches."""
+    the caches. Each thread takes the heads that it attends to, if there is one row and its keys are not split."""
     n_heads, n_kv_heads, head_dim = get_i64(record + N_HEADS), get_i64(record + N_KV_HEADS), get_i64(record + HEAD_DIM)
     capacity, n_angles = get_i64(record + CAPACITY), get_i64(record + N_ANGLES)
     q_norm, k_norm = get_i64(record + Q_NORM), get_i64(record + K_NORM)
-    for task in range(thread, get_i64(step + STEP_ROWS) * (n_heads + n_kv_heads), n_threads):
-        row, head = task // (n_heads + n_kv_heads), task % (n_heads + n_kv_heads)
+    group = n_heads // n_kv_heads
+    for task in range(thread, get_i64(step + STEP_ROWS) * n_kv_heads, n_threads):
+        row, kv_head = task // n_kv_heads, task % n_kv_heads
         angles = get_i64(record + ANGLES) + row * get_i64(record + ANGLES_STRIDE)
-        if head < n_heads:
+        for head in range(kv_head * group, (kv_head + 1) * group):
             query = get_i64(record + QUERIES) + row * get_i64(record + SOURCE_STRIDE) + 4 * head_dim * head
             norm_head(query, q_norm, head_dim, get_f32(record + NORM_EPS))
             turn(query, angles, n_angles)
             norm_head(query, get_i64(record + Q_TURNED_NORM), head_dim, get_f32(record + NORM_EPS))
-        else:
-            at = row * get_i64(record + TARGET_STRIDE) + 4 * head_dim * (head - n_heads)
-            key = get_i64(record + KEYS) + at
-            norm_head(key, k_norm, head_dim, get_f32(record + K_NORM_EPS))
-            turn(key, angles, n_angles)
-            norm_head(key, get_i64(record + K_TURNED_NORM), head_dim, get_f32(record + K_NORM_EPS))
-            position, cache = place_of(step, row)
-            keys, values = cache + get_i64(record + KV_OFFSET), cache + get_i64(record + V_OFFSET)
-            append_key(keys, head - n_heads, head_dim, capacity, position, key)
-            append_value(values, head - n_heads, head_dim, capacity, position, get_i64(record + VALUES) + at)
+        at = row * get_i64(record + TARGET_STRIDE) + 4 * head_dim * kv_head
+        key = get_i64(record + KEYS) + at
+        norm_head(key, k_norm, head_dim, get_f32(record + K_NORM_EPS))
+        turn(key, angles, n_angles)
+        norm_head(key, get_i64(record + K_TURNED_NORM), head_dim, get_f32(record + K_NORM_EPS))
+        position, cache = place_of(step, row)
+        keys, values = cache + get_i64(record + KV_OFFSET), cache + get_i64(record + V_OFFSET)
+        append_key(keys, kv_head, head_dim, capacity, position, key)
+        append_value(values, kv_head, head_dim, capacity, position, get_i64(record + VALUES) + at)
 
 
 def place_of(step: int, row: int) -> tuple[int, int]:

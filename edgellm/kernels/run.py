@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.kernels.attention import splits_keys
-from edgellm.kernels.fetch import fetch, next_slice, next_slice_end
+from edgellm.kernels.fetch import aim, fetch_more, fetching
 from edgellm.kernels.layout import (
     ARRIVAL_BYTES,
     BARRIER,
@@ -16,7 +16,7 @@ from edgellm.kernels.layout import (
     CONTROL_STEP,
     CONTROL_STOP,
     MOST_THREADS,
-    NEXT_BLOCK_BYTES,
+    NEXT_WEIGHT,
     OP,
     RECORD_CELLS,
     STEP_ARRIVALS,
@@ -32,19 +32,20 @@ START: int = np.int64(0)  # for a literal 0, Numba would compile what it is pass
 def run(records: int, n_records: int, step: int, thread: int, n_threads: int) -> None:
     """Do a plan. Every thread of the team calls this with the same step, each with its number."""
     arrivals, arrived = get_i64(step + STEP_ARRIVALS), get_i64(step + STEP_ARRIVED)
-    weights = fetched = START
+    cells, weights = fetching(step, thread), START
     for i in range(n_records):
         record = records + i * RECORD_CELLS * CELL
         call_op(get_i64(record + OP), record, step, thread, n_threads)
-        if n_threads > 1 and has_barrier(record, step, n_threads):
+        waits = n_threads > 1 and has_barrier(record, step, n_threads)
+        if waits:
             arrived += 1
-            if weights != next_slice(record, thread, n_threads):
-                weights = next_slice(record, thread, n_threads)
-                fetched = weights + get_i64(record + NEXT_BLOCK_BYTES)  # the first block is on its way
             atomic_set(arrivals + thread * ARRIVAL_BYTES, arrived)
-            end = next_slice_end(record, thread, n_threads)
+        if weights != get_i64(record + NEXT_WEIGHT):
+            weights = get_i64(record + NEXT_WEIGHT)
+            aim(cells, record, thread, n_threads)
+        if waits:
             for other in range(n_threads):
-                fetched = wait(arrivals + other * ARRIVAL_BYTES, arrived, fetched, end)
+                wait(arrivals + other * ARRIVAL_BYTES, arrived, cells)
 
 
 def has_barrier(record: int, step: int, n_threads: int) -> bool:
@@ -52,22 +53,21 @@ def has_barrier(record: int, step: int, n_threads: int) -> bool:
     kind = get_i64(record + BARRIER)
     if kind == 2:
         return rows_of(record, step) > 1
-    return splits_keys(record, step, n_threads) if kind == 3 else kind == 1
+    if kind == 4 and rows_of(record, step) > 1:
+        return True
+    return splits_keys(record, step, n_threads) if kind >= 3 else kind == 1
 
 
-def wait(arrival: int, arrived: int, fetched: int, end: int) -> int:
-    """Until another thread is here: what it counts only grows, so nobody has to reset it. Meanwhile fetch what stands
-    from `fetched` to `end`; returns how far that came."""
+def wait(arrival: int, arrived: int, cells: int) -> None:
+    """Until another thread is here: what it counts only grows, so nobody has to reset it."""
     spins = 0
     while atomic_get(arrival) < arrived:
-        if fetched < end:
-            fetched = fetch(fetched)
-        elif spins > SPINS_BEFORE_YIELD:
-            yield_cpu()
-        else:
-            pause()
+        if not fetch_more(cells):
+            if spins > SPINS_BEFORE_YIELD:
+                yield_cpu()
+            else:
+                pause()
         spins += 1
-    return fetched
 
 
 def serve(control: int, thread: int, seen: int, patience: int) -> int:
