@@ -314,7 +314,7 @@ def test_warmup(tmp_path, monkeypatch):
 # In a home of its own a test has no compiled kernels.
 SLOW = ["-m", "stories260k", "--backend", "reference"]
 ERRORS = {
-    "unknown command": (["chatt"], 2, "Commands: bench, chat"),
+    "unknown command": (["chatt"], 2, "Commands: batch, bench, chat"),
     "unknown option": (["chat", "--tmp", 1], 2, "--tmp"),
     "negative temperature": (["generate", "x", "--temp", -1], 2, "--temp"),
     "top-p over 1": (["generate", "x", "--top-p", 1.5], 2, "--top-p"),

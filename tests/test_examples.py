@@ -162,8 +162,9 @@ def test_the_llm_plugin_in_python():
 
 
 def test_every_example_is_told_of_and_run():
-    there = {path.name for path in FOLDER.iterdir() if path.suffix == ".py" or (path / "pyproject.toml").exists()}
+    there = {path.name for path in FOLDER.iterdir() if path.name not in ("README.md", "__pycache__")}
     told = re.findall(r"^\| \[([\w.-]+)/?\]\(", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(told) == sorted(there)
     tests = Path(__file__).read_text(encoding="utf-8")
+    tests += Path(__file__).with_name("test_serving_examples.py").read_text(encoding="utf-8")
     assert all(f'"{name}"' in tests for name in there)

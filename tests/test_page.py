@@ -145,20 +145,25 @@ def test_no_page():
 # Conversations.
 
 
-def test_an_answer_comes_piece_by_piece_and_is_kept(page, server, name):
-    page.get_by_label("Message", exact=True).fill(FRANCE)
-    page.keyboard.press("Shift+Enter")
-    page.keyboard.type("Briefly.")
+def test_an_answer_comes_piece_by_piece(visit):
+    page = visit({"sampling": {"temperature": 0, "max_tokens": 200}})
     page.evaluate("""() => {
         window.lengths = new Set();
         new MutationObserver(() => lengths.add(document.querySelector(".said > .body")?.textContent.length))
             .observe(document.getElementById("thread"), { subtree: true, childList: true, characterData: true });
     }""")
+    sent(page, "Write a long story about a lighthouse and its keeper.")
+    assert page.evaluate("lengths.size") > 5
+
+
+def test_an_answer_is_kept(page, server, name):
+    page.get_by_label("Message", exact=True).fill(FRANCE)
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("Briefly.")
     page.keyboard.press("Enter")
     expect(page.get_by_role("status").first).to_have_text("Answering")
     text = whole(page)
     assert "Paris" in text
-    assert page.evaluate("lengths.size") > 5
     expect(page.locator("#status")).to_have_text(f"Answer: {text}")
     assert page.locator(".user .text").inner_text() == f"{FRANCE}\nBriefly."
     expect(page.locator(".assistant .facts")).to_have_text(re.compile(rf"{name} · \d+ tokens · \d+(\.\d)? tokens/s"))

@@ -24,6 +24,8 @@ const scroller = byId("scroller");
 let models = []; // [{id, length}]
 let props = {}; // of the chosen one
 let chosen = Promise.resolve(); // when they are known
+let loading = Promise.resolve(); // models, for the first time
+let isWaiting = false; // for them, with a question
 let shown = conversations.begin(settings.system);
 let views = new Map(); // by the ids of messages
 const running = new Map(); // {conversation, stop} by the ids of conversations
@@ -239,8 +241,13 @@ function parted(said, isOpen) {
   return { thought, text: text.join("</think>") };
 }
 
-function submit(text) {
-  if (running.has(shown.id) || !models.length) return;
+/** Ask; as soon as the page knows whom, if it has just been opened. */
+async function submit(text) {
+  if (running.has(shown.id) || isWaiting) return;
+  isWaiting = true;
+  await loading;
+  isWaiting = false;
+  if (!models.length) return;
   if (!shown.title) shown.title = title(text);
   const question = conversations.add(shown, shown.leaf, { role: "user", text });
   ask.value = "";
@@ -416,5 +423,5 @@ byId("unlock").addEventListener("submit", (event) => {
 document.addEventListener("visibilitychange", refresh);
 themeButton(byId("theme"));
 
-await open(sessionStorage.getItem("edgellm-shown"));
-await loadModels();
+loading = open(sessionStorage.getItem("edgellm-shown")).then(loadModels);
+await loading;
