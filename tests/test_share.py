@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.kernels import layout
-from edgellm.kernels.share import BLOCK_BITS, N_CLAIMS, NONE, claimed_from, first_block, next_block, run_start
+from edgellm.kernels.share import BLOCK_BITS, N_CLAIMS, NONE, claimed_from, run_start, take_first, take_next
 
 
 class Op:
@@ -22,10 +22,10 @@ class Op:
     def taken(self, thread):
         """The blocks that a thread takes, as it asks for them."""
         of_op = self.record.ctypes.data, self.step.ctypes.data, thread, self.n_threads
-        block, owner = first_block(*of_op)
+        block, owner = take_first(*of_op)
         while block != NONE:
             yield block
-            block, owner = next_block(*of_op, owner, block)
+            block, owner = take_next(*of_op, owner, block)
 
 
 def team(n_threads):

@@ -36,7 +36,7 @@ from edgellm.kernels.primitives import (
     set_i32,
     store_f32,
 )  # fmt: skip
-from edgellm.kernels.share import NONE, first_block, next_block
+from edgellm.kernels.share import NONE, take_first, take_next
 
 PAIR_BYTES = 8
 """Of a largest logit, float32, and its token, int32. STEP_BEST has [thread][wanted row] of them, which begin as -inf
@@ -51,9 +51,9 @@ def best(record: int, step: int, thread: int, n_threads: int) -> None:
     rows = get_i64(step + STEP_N_WANTED)
     outputs = get_i64(step + STEP_SCRATCH) + thread * get_i64(step + STEP_SCRATCH_BYTES)
     packed, found = prepared(record, step, thread, rows), get_i64(step + STEP_BEST) + thread * rows * PAIR_BYTES
-    block, owner = first_block(record, step, thread, n_threads)
+    block, owner = take_first(record, step, thread, n_threads)
     while block != NONE:
-        after, owner = next_block(record, step, thread, n_threads, owner, block)
+        after, owner = take_next(record, step, thread, n_threads, owner, block)
         ahead, row = fetches_to(record, block, after, thread, n_threads), 0
         weight = get_i64(record + WEIGHT) + block * block_bytes(record)
         while row < rows:

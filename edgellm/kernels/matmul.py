@@ -33,7 +33,7 @@ from edgellm.kernels.layout import (
 )  # fmt: skip
 from edgellm.kernels.prepare import capped, packed_bytes, prepare_rows, rows_of, rows_together
 from edgellm.kernels.primitives import add, call_dot, fill, fma, get_f32, get_i64, load_f32, mul, store_f32, zero
-from edgellm.kernels.share import NONE, first_block, next_block, run_start
+from edgellm.kernels.share import NONE, run_start, take_first, take_next
 
 BLOCKS_TOGETHER, ROWS_TOGETHER = 8, 64
 """Weights are read from memory once, and some of them with some rows from the caches until all have met. The number of
@@ -48,9 +48,9 @@ def matmul(record: int, step: int, thread: int, n_threads: int) -> None:
     target = get_i64(step + STEP_LOGITS) if get_i64(record + GATHERS) else get_i64(record + TARGET)
     weight, size = get_i64(record + WEIGHT), block_bytes(record)
     if rows == 1:
-        block, owner = first_block(record, step, thread, n_threads)
+        block, owner = take_first(record, step, thread, n_threads)
         while block != NONE:
-            after, owner = next_block(record, step, thread, n_threads, owner, block)
+            after, owner = take_next(record, step, thread, n_threads, owner, block)
             ahead = fetches_to(record, block, after, thread, n_threads)
             block_times_rows(record, weight + block * size, target, block, ahead, 0, 1, packed, outputs)
             block = after

@@ -33,12 +33,12 @@ def claimed_from(record: int, owner: int, n_threads: int) -> int:
     return end - (end - start) // ANYONES if n_threads > 1 else end
 
 
-def first_block(record: int, step: int, thread: int, n_threads: int) -> tuple[int, int]:
-    """What a thread computes first, and whose it is: as of next_block."""
-    return next_block(record, step, thread, n_threads, thread, run_start(record, thread, n_threads) - 1)
+def take_first(record: int, step: int, thread: int, n_threads: int) -> tuple[int, int]:
+    """What a thread computes first, and whose it is: as of take_next."""
+    return take_next(record, step, thread, n_threads, thread, run_start(record, thread, n_threads) - 1)
 
 
-def next_block(record: int, step: int, thread: int, n_threads: int, owner: int, block: int) -> tuple[int, int]:
+def take_next(record: int, step: int, thread: int, n_threads: int, owner: int, block: int) -> tuple[int, int]:
     """What a thread computes after an owner's block, and whose it is; NONE where nothing is left."""
     if owner == thread and block + 1 < claimed_from(record, thread, n_threads):
         return block + 1, owner
