@@ -54,6 +54,19 @@ def smollm2(smollm2_path) -> Model:
         yield model
 
 
+@pytest.fixture(scope="module")
+def smollm2_cpu(smollm2_path) -> Model:
+    """As a program has it that says nothing of backends."""
+    with Model(smollm2_path, backend="cpu") as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def stories_cpu() -> Model:
+    with Model(BUNDLED, backend="cpu") as model:
+        yield model
+
+
 @pytest.fixture(scope="session")
 def gemma3() -> Model:
     try:

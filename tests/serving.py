@@ -10,6 +10,15 @@ import sys
 import threading
 import time
 
+BREAKS_MIDWAY = """\
+from edgellm.sampling import Sampler
+call = Sampler.__call__
+def broken(self, logits, ids):
+    if len(ids) > 9: raise KeyError('plugh')
+    return call(self, logits, ids)
+Sampler.__call__ = broken"""
+"""For a Server's `before`: an answer that samples fails after some tokens."""
+
 
 class Server:
     def __init__(self, *arguments, before="pass"):

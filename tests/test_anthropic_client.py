@@ -9,8 +9,6 @@ import pytest
 from serving import Server
 from test_tools import WEATHER
 
-from edgellm.api import Model
-
 GREEDY = {"temperature": 0}
 """Newer clients have no argument for it."""
 HELLO = [{"role": "user", "content": "Name the capital of France."}]
@@ -39,19 +37,13 @@ def client(server):
         yield client
 
 
-@pytest.fixture(scope="module")
-def smollm2(smollm2_path):
-    with Model(smollm2_path) as model:
-        yield model
-
-
 def said(model, text, system=None, **options):
     return model.chat(system).send(text, temperature=0, **options)
 
 
-def test_a_message(client, name, smollm2):
+def test_a_message(client, name, smollm2_cpu):
     done = client.messages.create(model=name, messages=HELLO, extra_body=GREEDY, max_tokens=30)
-    expected = said(smollm2, HELLO[0]["content"], max_tokens=30)
+    expected = said(smollm2_cpu, HELLO[0]["content"], max_tokens=30)
     assert (done.type, done.role, done.model, done.id[:4]) == ("message", "assistant", name, "msg_")
     assert [(block.type, block.text) for block in done.content] == [("text", expected.text)]
     assert (done.stop_reason, done.stop_sequence) == ("end_turn", None)
@@ -69,8 +61,8 @@ def test_models(client, name, smollm2_path):
     assert client.models.retrieve(name).id == name
 
 
-def test_blocks_a_system_and_turns_before(client, name, smollm2):
-    chat = smollm2.chat("You are terse.\nVery.")
+def test_blocks_a_system_and_turns_before(client, name, smollm2_cpu):
+    chat = smollm2_cpu.chat("You are terse.\nVery.")
     first, second = (chat.send(text, temperature=0, max_tokens=12).text for text in ("Hello.", "Why?"))
     kept = {"cache_control": {"type": "ephemeral"}}
     messages = [
@@ -95,8 +87,8 @@ def test_an_answer_that_is_begun(client, name):
     assert rest.content[0].text == whole[11:]
 
 
-def test_stop_sequences_and_a_full_context(client, name, smollm2):
-    whole = said(smollm2, HELLO[0]["content"], max_tokens=30).text
+def test_stop_sequences_and_a_full_context(client, name, smollm2_cpu):
+    whole = said(smollm2_cpu, HELLO[0]["content"], max_tokens=30).text
     done = client.messages.create(
         model=name, messages=HELLO, extra_body=GREEDY, max_tokens=30, stop_sequences=["Rome", " France"]
     )
@@ -139,7 +131,7 @@ def test_streams(client, name):
     )
 
 
-def test_async_clients_side_by_side(server, name, smollm2):
+def test_async_clients_side_by_side(server, name, smollm2_cpu):
     questions = [f"Say something of {word}." for word in ("Paris", "water", "a cat", "the moon", "bread", "rain")]
 
     async def ask():
@@ -155,7 +147,7 @@ def test_async_clients_side_by_side(server, name, smollm2):
 
             return await asyncio.gather(*map(one, questions))
 
-    assert asyncio.run(ask()) == [said(smollm2, text, max_tokens=16).text for text in questions]
+    assert asyncio.run(ask()) == [said(smollm2_cpu, text, max_tokens=16).text for text in questions]
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=str)

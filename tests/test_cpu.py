@@ -191,12 +191,6 @@ def test_a_wrapped_ring_is_the_reference_s():
     assert np.abs(found[0] - found[1]).max() < 2e-3 * np.abs(found[1]).max()
 
 
-@pytest.fixture(scope="module")
-def smollm2_cpu(smollm2_path):
-    with Model(smollm2_path, backend="cpu") as model:
-        yield model
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["prompt"][:20])
 def test_golden_tokens_given_the_ones_before(smollm2_cpu, case):
     """Equal where llama.cpp's float32 has a gap of 0.5 between its two likeliest tokens."""

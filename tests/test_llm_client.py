@@ -9,8 +9,6 @@ import jsonschema
 import pytest
 from serving import Server
 
-from edgellm.api import Model
-
 QUESTION = "Name the capital of France."
 GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "30")
 
@@ -43,14 +41,8 @@ def llm(smollm2_path, tmp_path_factory):
         assert "error" not in {line["level"] for line in server.log()}
 
 
-@pytest.fixture(scope="module")
-def smollm2(smollm2_path):
-    with Model(smollm2_path) as model:
-        yield model
-
-
-def test_a_chat_that_goes_on(llm, smollm2):
-    chat = smollm2.chat("You are terse.")
+def test_a_chat_that_goes_on(llm, smollm2_cpu):
+    chat = smollm2_cpu.chat("You are terse.")
     first, second = (chat.send(text, temperature=0, max_tokens=30).text for text in (QUESTION, "And of Italy?"))
     assert llm("-m", "chat", "-s", "You are terse.", *GREEDY, QUESTION) == first + "\n"
     assert llm("-c", *GREEDY, "And of Italy?") == second + "\n"
@@ -59,11 +51,11 @@ def test_a_chat_that_goes_on(llm, smollm2):
     assert last["output_tokens"] > 1
 
 
-def test_an_answer_as_a_whole_and_a_text(llm, smollm2):
-    expected = smollm2.chat().send(QUESTION, temperature=0, max_tokens=30).text
+def test_an_answer_as_a_whole_and_a_text(llm, smollm2_cpu):
+    expected = smollm2_cpu.chat().send(QUESTION, temperature=0, max_tokens=30).text
     assert llm("-m", "whole", *GREEDY, QUESTION) == expected + "\n"
     assert llm("-m", "text", *GREEDY, "Once upon a time") == (
-        smollm2.generate("Once upon a time", temperature=0, max_tokens=30).text + "\n"
+        smollm2_cpu.generate("Once upon a time", temperature=0, max_tokens=30).text + "\n"
     )
 
 

@@ -8,12 +8,10 @@ import jsonschema
 import numpy as np
 import ollama
 import pytest
-from conftest import BUNDLED
-from serving import Server, until
+from serving import BREAKS_MIDWAY, Server, until
 from test_tools import WEATHER
 
 from edgellm import __version__
-from edgellm.api import Model
 from edgellm.server.endpoints.ollama import _messages
 
 HELLO = [{"role": "user", "content": "Name the capital of France."}]
@@ -39,25 +37,13 @@ def client(server):
         yield client
 
 
-@pytest.fixture(scope="module")
-def smollm2(smollm2_path):
-    with Model(smollm2_path) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def stories():
-    with Model(BUNDLED) as model:
-        yield model
-
-
 def said(model, text=HELLO[0]["content"], system=None, max_tokens=30, **options):
     return model.chat(system).send(text, temperature=0, max_tokens=max_tokens, **options)
 
 
-def test_a_chat(client, name, smollm2):
+def test_a_chat(client, name, smollm2_cpu):
     done = client.chat(f"{name}:latest", HELLO, options=GREEDY)
-    expected = said(smollm2)
+    expected = said(smollm2_cpu)
     assert (done.model, done.message.role, done.message.content) == (name, "assistant", expected.text)
     assert (done.done, done.done_reason) == (True, "stop")
     assert done.prompt_eval_count == len(expected.prompt_ids)
@@ -69,8 +55,8 @@ def test_a_chat(client, name, smollm2):
     assert done.message.thinking is done.message.tool_calls is done.logprobs is None
 
 
-def test_turns_before_and_an_answer_that_is_begun(client, name, smollm2):
-    chat = smollm2.chat("You are terse.")
+def test_turns_before_and_an_answer_that_is_begun(client, name, smollm2_cpu):
+    chat = smollm2_cpu.chat("You are terse.")
     first, second = (chat.send(text, temperature=0, max_tokens=12).text for text in ("Hello.", "Why?"))
     messages = [
         {"role": "system", "content": "You are terse."},
@@ -110,7 +96,7 @@ def test_the_stream_as_it_is_sent(server, name):
     assert last["response"] == ""
 
 
-def test_async_clients_side_by_side(server, name, smollm2):
+def test_async_clients_side_by_side(server, name, smollm2_cpu):
     questions = [f"Say something of {word}." for word in ("Paris", "water", "a cat", "the moon", "bread", "rain")]
 
     async def ask():
@@ -123,27 +109,27 @@ def test_async_clients_side_by_side(server, name, smollm2):
 
             return await asyncio.gather(*map(one, questions))
 
-    assert asyncio.run(ask()) == [said(smollm2, text, max_tokens=16).text for text in questions]
+    assert asyncio.run(ask()) == [said(smollm2_cpu, text, max_tokens=16).text for text in questions]
 
 
-def test_prompts(client, name, smollm2, stories):
+def test_prompts(client, name, smollm2_cpu, stories_cpu):
     done = client.generate(name, HELLO[0]["content"], system="You are terse.", options=GREEDY)
-    assert done.response == said(smollm2, system="You are terse.").text
+    assert done.response == said(smollm2_cpu, system="You are terse.").text
     told = client.generate(name, HELLO[0]["content"], system="You are terse.", options=GREEDY, stream=True)
     assert "".join(each.response for each in told) == done.response
     raw = client.generate(name, "Once upon a time", raw=True, options=GREEDY)
-    assert raw.response == smollm2.generate("Once upon a time", temperature=0, max_tokens=30).text
+    assert raw.response == smollm2_cpu.generate("Once upon a time", temperature=0, max_tokens=30).text
     plain = client.generate("stories260k", "Once upon a time", options=GREEDY)
-    assert plain.response == stories.generate("Once upon a time", temperature=0, max_tokens=30).text
+    assert plain.response == stories_cpu.generate("Once upon a time", temperature=0, max_tokens=30).text
 
 
-def test_options(client, name, smollm2):
+def test_options(client, name, smollm2_cpu):
     question = HELLO[0]["content"]
     options = {"top_k": 20, "top_p": 0.9, "min_p": 0.02, "repeat_penalty": 1.1, "seed": 4, "dry_multiplier": 0.8}
     about_the_machine = {"num_thread": 4, "num_gpu": 0, "use_mmap": True, "num_keep": 4, "num_batch": 64}
     done = client.chat(name, HELLO, options={**options, **about_the_machine, "num_predict": 20})
-    assert done.message.content == smollm2.chat().send(question, **options, max_tokens=20).text
-    whole = said(smollm2).text
+    assert done.message.content == smollm2_cpu.chat().send(question, **options, max_tokens=20).text
+    whole = said(smollm2_cpu).text
     done = client.chat(name, HELLO, options={**GREEDY, "stop": ["Rome", " France"]})
     assert (done.message.content, done.done_reason) == (whole.split(" France")[0], "stop")
     n_prompt = client.chat(name, HELLO, options={"num_predict": 1}).prompt_eval_count
@@ -154,7 +140,7 @@ def test_options(client, name, smollm2):
     # One that is larger than what there is changes nothing.
     assert client.chat(name, HELLO, options={**GREEDY, "num_ctx": 99999}).message.content == whole
     again = client.chat(name, HELLO, options={"temperature": 0, "num_predict": 12, "repeat_last_n": -1})
-    assert again.message.content == said(smollm2, max_tokens=12).text
+    assert again.message.content == said(smollm2_cpu, max_tokens=12).text
 
 
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
@@ -170,10 +156,10 @@ def test_formats(client, name):
     assert client.chat(name, HELLO, format="", options=GREEDY).message.content
 
 
-def test_logprobs(client, name, smollm2):
+def test_logprobs(client, name, smollm2_cpu):
     options = {"temperature": 0, "num_predict": 6}
     done = client.chat(name, HELLO, options=options, logprobs=True, top_logprobs=3)
-    expected = said(smollm2, max_tokens=6, logprobs=3)
+    expected = said(smollm2_cpu, max_tokens=6, logprobs=3)
     assert "".join(each.token for each in done.logprobs) == expected.text
     np.testing.assert_allclose(
         [[each.logprob, *(other.logprob for other in each.top_logprobs)] for each in done.logprobs],
@@ -253,11 +239,11 @@ def test_thoughts(client, name):
     assert (raw.thinking, raw.response) == (None, '"<think>It is Rome.</think>Paris."')
 
 
-def test_embeddings(client, name, smollm2):
+def test_embeddings(client, name, smollm2_cpu):
     texts = ["a cat sits", "a kitten rests", "tax law"]
     found = client.embed(name, texts)
-    assert found.prompt_eval_count == sum(len(smollm2.tokenize(text)) for text in texts)
-    np.testing.assert_allclose(found.embeddings, [smollm2.embed(text) for text in texts], atol=1e-3)
+    assert found.prompt_eval_count == sum(len(smollm2_cpu.tokenize(text)) for text in texts)
+    np.testing.assert_allclose(found.embeddings, [smollm2_cpu.embed(text) for text in texts], atol=1e-3)
     one = client.embed(name, texts[0])
     np.testing.assert_allclose(one.embeddings, found.embeddings[:1], atol=1e-6)
     np.testing.assert_allclose(client.embeddings(name, texts[0]).embedding, found.embeddings[0], atol=1e-6)
@@ -357,16 +343,8 @@ def test_other_errors_have_ollamas_shape(server):
 
 
 def test_an_error_in_the_middle_of_a_stream():
-    before = (
-        "from edgellm.sampling import Sampler\n"
-        "call = Sampler.__call__\n"
-        "def broken(self, logits, ids):\n"
-        "    if len(ids) > 9: raise KeyError('plugh')\n"
-        "    return call(self, logits, ids)\n"
-        "Sampler.__call__ = broken"
-    )
     with (
-        Server("stories260k", before=before) as server,
+        Server("stories260k", before=BREAKS_MIDWAY) as server,
         ollama.Client(f"http://127.0.0.1:{server.port}") as client,
         pytest.raises(ollama.ResponseError, match="the server failed at request"),
     ):

@@ -8,12 +8,9 @@ import jsonschema
 import numpy as np
 import openai
 import pytest
-from conftest import BUNDLED
 from pydantic import BaseModel
 from serving import Server
 from test_tools import CLOCK, WEATHER
-
-from edgellm.api import Model
 
 HELLO = [{"role": "user", "content": "Name the capital of France."}]
 
@@ -35,18 +32,6 @@ def client(server):
         yield client
 
 
-@pytest.fixture(scope="module")
-def smollm2(smollm2_path):
-    with Model(smollm2_path) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
-def stories():
-    with Model(BUNDLED) as model:
-        yield model
-
-
 def test_models(client, name):
     assert [model.id for model in client.models.list()] == ["stories260k", name]
     assert client.models.retrieve(name).object == "model"
@@ -54,9 +39,9 @@ def test_models(client, name):
         client.models.retrieve("gpt-4")
 
 
-def test_chat(client, name, smollm2):
+def test_chat(client, name, smollm2_cpu):
     done = client.chat.completions.create(model=name, messages=HELLO, temperature=0, max_completion_tokens=30)
-    expected = smollm2.chat().send(HELLO[0]["content"], temperature=0, max_tokens=30)
+    expected = smollm2_cpu.chat().send(HELLO[0]["content"], temperature=0, max_tokens=30)
     (choice,) = done.choices
     assert (choice.message.role, choice.message.content) == ("assistant", expected.text)
     assert (choice.finish_reason, choice.logprobs, choice.index) == (expected.finish_reason, None, 0)
@@ -66,8 +51,8 @@ def test_chat(client, name, smollm2):
     assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
 
 
-def test_a_chat_that_goes_on(client, name, smollm2):
-    chat = smollm2.chat("You are terse.")
+def test_a_chat_that_goes_on(client, name, smollm2_cpu):
+    chat = smollm2_cpu.chat("You are terse.")
     first, second = (chat.send(text, temperature=0, max_tokens=12).text for text in ("Hello.", "Why?"))
     messages = [
         {"role": "developer", "content": "You are terse."},
@@ -124,7 +109,7 @@ def test_the_stream_as_it_is_sent(server, name):
     assert all("usage" not in json.loads(event.removeprefix("data: ")) for event in events[:-2])
 
 
-def test_async_clients_side_by_side(server, name, smollm2):
+def test_async_clients_side_by_side(server, name, smollm2_cpu):
     words = ["Paris", "water", "a cat", "the moon", "bread", "rain"]
     questions = [f"Say something of {word}." for word in words]
 
@@ -139,15 +124,16 @@ def test_async_clients_side_by_side(server, name, smollm2):
 
             return await asyncio.gather(*map(one, questions))
 
-    expected = [smollm2.chat().send(text, temperature=0, max_tokens=16).text for text in questions]
+    expected = [smollm2_cpu.chat().send(text, temperature=0, max_tokens=16).text for text in questions]
     assert asyncio.run(ask()) == expected
 
 
-def test_several_answers(client, name, smollm2):
+def test_several_answers(client, name, smollm2_cpu):
     options = {"model": name, "messages": HELLO, "temperature": 1.5, "seed": 7, "max_tokens": 8, "n": 3}
     done = client.chat.completions.create(**options)
     expected = [
-        smollm2.chat().send(HELLO[0]["content"], temperature=1.5, seed=seed, max_tokens=8).text for seed in (7, 8, 9)
+        smollm2_cpu.chat().send(HELLO[0]["content"], temperature=1.5, seed=seed, max_tokens=8).text
+        for seed in (7, 8, 9)
     ]
     assert [choice.message.content for choice in done.choices] == expected
     texts = ["", "", ""]
@@ -156,10 +142,10 @@ def test_several_answers(client, name, smollm2):
     assert texts == expected
 
 
-def test_logprobs(client, name, smollm2):
+def test_logprobs(client, name, smollm2_cpu):
     options = {"model": name, "messages": HELLO, "temperature": 0, "max_tokens": 6, "logprobs": True}
     done = client.chat.completions.create(**options, top_logprobs=3)
-    expected = smollm2.chat().send(HELLO[0]["content"], temperature=0, max_tokens=6, logprobs=3)
+    expected = smollm2_cpu.chat().send(HELLO[0]["content"], temperature=0, max_tokens=6, logprobs=3)
     content = done.choices[0].logprobs.content
     assert "".join(each.token for each in content) == expected.text
     assert b"".join(bytes(each.bytes) for each in content).decode() == expected.text
@@ -174,19 +160,19 @@ def test_logprobs(client, name, smollm2):
     assert all(each.top_logprobs == [] for each in streamed)
 
 
-def test_stop_bias_and_samplers(client, name, smollm2):
+def test_stop_bias_and_samplers(client, name, smollm2_cpu):
     options = {"temperature": 0, "max_tokens": 30}
-    said = smollm2.chat().send(HELLO[0]["content"], **options)
+    said = smollm2_cpu.chat().send(HELLO[0]["content"], **options)
     done = client.chat.completions.create(model=name, messages=HELLO, stop=[" France", "Rome"], **options)
     assert done.choices[0].message.content == said.text.split(" France")[0]
     assert done.choices[0].finish_reason == "stop"
     first = said.ids[0]
     other = client.chat.completions.create(model=name, messages=HELLO, logit_bias={str(first): -100}, **options)
-    expected = smollm2.chat().send(HELLO[0]["content"], logit_bias={first: -100}, **options)
+    expected = smollm2_cpu.chat().send(HELLO[0]["content"], logit_bias={first: -100}, **options)
     assert other.choices[0].message.content == expected.text != said.text
     more = {"top_k": 20, "min_p": 0.02, "dry_multiplier": 0.8, "repeat_penalty": 1.1, "seed": 4, "max_tokens": 20}
     done = client.chat.completions.create(model=name, messages=HELLO, extra_body=more)
-    assert done.choices[0].message.content == smollm2.chat().send(HELLO[0]["content"], **more).text
+    assert done.choices[0].message.content == smollm2_cpu.chat().send(HELLO[0]["content"], **more).text
 
 
 class City(BaseModel):
@@ -235,20 +221,22 @@ def test_tools_that_are_not_used(client, name):
     assert done.choices[0].message.content
 
 
-def test_completions(client, stories):
+def test_completions(client, stories_cpu):
     options = {"temperature": 0, "max_tokens": 12}
     done = client.completions.create(model="stories260k", prompt="Once upon a time", **options)
-    expected = stories.generate("Once upon a time", **options)
+    expected = stories_cpu.generate("Once upon a time", **options)
     assert (done.choices[0].text, done.choices[0].finish_reason) == (expected.text, "length")
     prompts = ["The dog", "Lily"]
     done = client.completions.create(model="stories260k", prompt=prompts, n=2, seed=3, max_tokens=9, temperature=1.2)
-    expected = [stories.generate(p, seed=seed, max_tokens=9, temperature=1.2).text for p in prompts for seed in (3, 4)]
+    expected = [
+        stories_cpu.generate(p, seed=seed, max_tokens=9, temperature=1.2).text for p in prompts for seed in (3, 4)
+    ]
     assert [(choice.index, choice.text) for choice in done.choices] == list(enumerate(expected))
-    assert done.usage.prompt_tokens == sum(len(stories.tokenize(prompt)) for prompt in prompts)
+    assert done.usage.prompt_tokens == sum(len(stories_cpu.tokenize(prompt)) for prompt in prompts)
     assert client.completions.create(model="stories260k", prompt="Once").usage.completion_tokens == 16
 
 
-def test_streamed_completions(client, stories):
+def test_streamed_completions(client, stories_cpu):
     options = {"temperature": 0, "max_tokens": 12, "echo": True, "logprobs": 1}
     whole = client.completions.create(model="stories260k", prompt="Once upon", **options).choices[0]
     *chunks, last = client.completions.create(model="stories260k", prompt="Once upon", stream=True, **options)
@@ -260,15 +248,15 @@ def test_streamed_completions(client, stories):
         assert told == getattr(whole.logprobs, name)
 
 
-def test_scores_of_prompts_as_an_evaluation_asks_for_them(client, stories):
+def test_scores_of_prompts_as_an_evaluation_asks_for_them(client, stories_cpu):
     """As lm-evaluation-harness: token ids, echo, one token more, which is left out."""
     texts = ["Once upon a time there was a little girl", "The dog was big and red. " * 20, "Lily's mom said no"]
-    prompts = [stories.tokenize(text) for text in texts]
+    prompts = [stories_cpu.tokenize(text) for text in texts]
     done = client.completions.create(
         model="stories260k", prompt=prompts, temperature=0, max_tokens=1, logprobs=1, echo=True, seed=1234
     )
     for ids, choice in zip(prompts, done.choices, strict=True):
-        logits = stories.logits(ids)[:-1].astype(np.float64)
+        logits = stories_cpu.logits(ids)[:-1].astype(np.float64)
         logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
         found = choice.logprobs
         assert found.token_logprobs[0] is None
@@ -281,7 +269,7 @@ def test_scores_of_prompts_as_an_evaluation_asks_for_them(client, stories):
     assert done.choices[0].text[: offsets[3]] == "Once upon"
 
 
-def test_embeddings(client, name, smollm2):
+def test_embeddings(client, name, smollm2_cpu):
     texts = [
         "The dog ran to the park.",
         "Rain fell on the city. " * 40,
@@ -289,26 +277,28 @@ def test_embeddings(client, name, smollm2):
         *(f"Number {i} is here." for i in range(40)),
     ]
     found = client.embeddings.create(model=name, input=texts)  # the client asks for base64, and decodes it
-    expected = np.stack([smollm2.embed(text) for text in texts])
+    expected = np.stack([smollm2_cpu.embed(text) for text in texts])
     assert [each.index for each in found.data] == list(range(len(texts)))
     np.testing.assert_array_equal(np.array([each.embedding for each in found.data], np.float32), expected)
-    assert found.usage.prompt_tokens == found.usage.total_tokens == sum(len(smollm2.tokenize(text)) for text in texts)
+    assert (
+        found.usage.prompt_tokens == found.usage.total_tokens == sum(len(smollm2_cpu.tokenize(text)) for text in texts)
+    )
     as_ids = client.embeddings.create(
-        model=name, input=[smollm2.tokenize(text) for text in texts[:2]], encoding_format="float"
+        model=name, input=[smollm2_cpu.tokenize(text) for text in texts[:2]], encoding_format="float"
     )
     np.testing.assert_array_equal(np.array([each.embedding for each in as_ids.data], np.float32), expected[:2])
-    one = client.embeddings.create(model=name, input=smollm2.tokenize(texts[0]), dimensions=64)
+    one = client.embeddings.create(model=name, input=smollm2_cpu.tokenize(texts[0]), dimensions=64)
     cut = expected[0, :64] / np.linalg.norm(expected[0, :64])
     np.testing.assert_allclose(one.data[0].embedding, cut, atol=1e-6)
     last = client.embeddings.create(model=name, input="x", extra_body={"pooling": "last"})
-    np.testing.assert_array_equal(last.data[0].embedding, smollm2.embed("x", pooling="last"))
+    np.testing.assert_array_equal(last.data[0].embedding, smollm2_cpu.embed("x", pooling="last"))
 
 
-def test_responses(client, name, smollm2):
+def test_responses(client, name, smollm2_cpu):
     done = client.responses.create(
         model=name, input=HELLO[0]["content"], temperature=0, max_output_tokens=30, metadata={"a": "b"}
     )
-    expected = smollm2.chat().send(HELLO[0]["content"], temperature=0, max_tokens=30)
+    expected = smollm2_cpu.chat().send(HELLO[0]["content"], temperature=0, max_tokens=30)
     assert (done.object, done.status, done.output_text) == ("response", "completed", expected.text)
     assert (done.usage.input_tokens, done.usage.output_tokens) == (
         len(expected.prompt_ids), expected.timings.generated_tokens
@@ -321,10 +311,10 @@ def test_responses(client, name, smollm2):
     assert expected.text.startswith(cut.output_text)
 
 
-def test_responses_that_go_on(client, name, smollm2):
+def test_responses_that_go_on(client, name, smollm2_cpu):
     """With what was answered before as input, as the client has it."""
     options = {"model": name, "instructions": "You are terse.", "temperature": 0, "max_output_tokens": 12}
-    chat = smollm2.chat("You are terse.")
+    chat = smollm2_cpu.chat("You are terse.")
     first, second = (chat.send(text, temperature=0, max_tokens=12).text for text in ("Hello.", "Why?"))
     done = client.responses.create(input=[{"role": "user", "content": "Hello."}], **options)
     assert done.output_text == first
@@ -363,11 +353,11 @@ def test_streamed_responses(client, name):
         assert stream.get_final_response().output_text == whole.output_text
 
 
-def test_the_log_probabilities_of_responses(client, name, smollm2):
+def test_the_log_probabilities_of_responses(client, name, smollm2_cpu):
     options = {"model": name, "input": HELLO, "temperature": 0, "max_output_tokens": 6, "top_logprobs": 2}
     asked = {"include": ["message.output_text.logprobs"]}
     done = client.responses.create(**options, **asked)
-    expected = smollm2.chat().send(HELLO[0]["content"], temperature=0, max_tokens=6, logprobs=2)
+    expected = smollm2_cpu.chat().send(HELLO[0]["content"], temperature=0, max_tokens=6, logprobs=2)
     found = done.output[0].content[0].logprobs
     assert "".join(each.token for each in found) == expected.text
     assert [len(each.top_logprobs) for each in found] == [2] * 6
@@ -425,13 +415,13 @@ def test_what_responses_do_not_have(client, name):
         assert found.value.param == param
 
 
-def test_text_and_tokens(server, name, smollm2, stories):
+def test_text_and_tokens(server, name, smollm2_cpu, stories_cpu):
     text = "Café <|im_end|>"
-    assert server.post("/tokenize", {"model": name, "content": text})[1]["tokens"] == smollm2.tokenize(text)
-    plain = smollm2.tokenize(text, parse_special=False)
+    assert server.post("/tokenize", {"model": name, "content": text})[1]["tokens"] == smollm2_cpu.tokenize(text)
+    plain = smollm2_cpu.tokenize(text, parse_special=False)
     assert server.post("/tokenize", {"model": name, "content": text, "parse_special": False})[1]["tokens"] == plain
     with_bos = server.post("/tokenize", {"model": "stories260k", "prompt": "Once"})[1]
-    assert with_bos["tokens"] == stories.tokenize("Once") == [1, *with_bos["tokens"][1:]]
+    assert with_bos["tokens"] == stories_cpu.tokenize("Once") == [1, *with_bos["tokens"][1:]]
     found = server.post("/tokenize", {"model": name, "content": "é🎈", "with_pieces": True})[1]["tokens"]
     raw = b"".join(
         bytes(each["piece"]) if isinstance(each["piece"], list) else each["piece"].encode() for each in found

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import BUNDLED
 from serving import Server
 
-from edgellm.api import Model
 from edgellm.embedding import AT_ONCE, groups
 from edgellm.ranking import Following
 
@@ -18,12 +16,6 @@ PASSAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def stories():
-    with Model(BUNDLED, backend="cpu") as model:
-        yield model
-
-
 def all_of(iterators):
     return [found for steps in iterators for step in steps for found in step]
 
@@ -34,36 +26,36 @@ def test_groups():
     assert [each.stop for each in groups([1] * 40, 128)] == [AT_ONCE, 2 * AT_ONCE, 40]
 
 
-def test_likelihoods_are_those_of_the_tokens_in_any_group(stories):
+def test_likelihoods_are_those_of_the_tokens_in_any_group(stories_cpu):
     texts = ["Once upon a time there was", "Lily had a dog. " * 30, "The", "A big red dog ran to the park and"]
     asked = []
     for text in texts:
-        before = stories.tokenize(text)
-        asked.append(Following([*before, *stories.tokenize(" a little girl", add_special=False)], len(before)))
-    found = all_of(stories.likelihood_groups(asked))
+        before = stories_cpu.tokenize(text)
+        asked.append(Following([*before, *stories_cpu.tokenize(" a little girl", add_special=False)], len(before)))
+    found = all_of(stories_cpu.likelihood_groups(asked))
     for each, mean in zip(asked, found, strict=True):
-        logits = stories.logits(each.ids).astype(np.float64)[each.n_before - 1 : -1]
+        logits = stories_cpu.logits(each.ids).astype(np.float64)[each.n_before - 1 : -1]
         of_tokens = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected = of_tokens[np.arange(len(of_tokens)), each.ids[each.n_before :]].mean()
         assert mean == pytest.approx(expected, abs=1e-5)
-        assert all_of(stories.likelihood_groups([each])) == [mean]
+        assert all_of(stories_cpu.likelihood_groups([each])) == [mean]
 
 
-def test_embeddings_are_the_same_in_any_group(stories):
-    texts = [stories.tokenize(text) for text in ("Once", "Lily had a dog. " * 30, "The big dog", "x")]
+def test_embeddings_are_the_same_in_any_group(stories_cpu):
+    texts = [stories_cpu.tokenize(text) for text in ("Once", "Lily had a dog. " * 30, "The big dog", "x")]
     for pooling in ("mean", "last"):
-        together = all_of(stories.embed_groups(texts, pooling))
-        alone = [all_of(stories.embed_groups([ids], pooling))[0] for ids in texts]
+        together = all_of(stories_cpu.embed_groups(texts, pooling))
+        alone = [all_of(stories_cpu.embed_groups([ids], pooling))[0] for ids in texts]
         np.testing.assert_array_equal(together, alone)
-    assert not stories._backend._backend._slots
+    assert not stories_cpu._backend._backend._slots
 
 
-def test_what_is_stopped_midway_lets_go_of_its_slots(stories):
-    (steps,) = stories.embed_groups([stories.tokenize("Lily had a dog. " * 30)])
+def test_what_is_stopped_midway_lets_go_of_its_slots(stories_cpu):
+    (steps,) = stories_cpu.embed_groups([stories_cpu.tokenize("Lily had a dog. " * 30)])
     assert next(steps) == []
-    assert len(stories._backend._backend._slots) == 1
+    assert len(stories_cpu._backend._backend._slots) == 1
     steps.close()
-    assert not stories._backend._backend._slots
+    assert not stories_cpu._backend._backend._slots
 
 
 def test_a_ranking(smollm2_path):

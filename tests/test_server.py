@@ -16,7 +16,7 @@ import pytest
 from conftest import BUNDLED
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from serving import Server, until
+from serving import BREAKS_MIDWAY, Server, until
 from test_cli import edgellm
 
 from edgellm.errors import ArgumentError
@@ -520,15 +520,7 @@ def test_an_error_in_a_step_of_one_answer_leaves_the_others_alone():
 
 
 def test_an_error_in_the_middle_of_a_stream():
-    before = (
-        "from edgellm.sampling import Sampler\n"
-        "call = Sampler.__call__\n"
-        "def broken(self, logits, ids):\n"
-        "    if len(ids) > 9: raise KeyError('plugh')\n"
-        "    return call(self, logits, ids)\n"
-        "Sampler.__call__ = broken"
-    )
-    with Server(MODEL, before=before) as server:
+    with Server(MODEL, before=BREAKS_MIDWAY) as server:
         status, text = server.post("/v1/completions", {**LONG, "stream": True})
         *told, last, end = text.split("\n\n")
         assert (status, end, len(told)) == (200, "", 5)
