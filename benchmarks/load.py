@@ -304,14 +304,17 @@ def history(port: int, pid: int, options: argparse.Namespace) -> dict[str, float
 
 
 def leave(port: int, pid: int, options: argparse.Namespace) -> dict[str, float]:
-    """Raises ProcessError for an answer that fails because others hang up."""
+    """A second after each wave: slots of short texts are given back when the last answer is over. Raises ProcessError
+    for an answer that fails because others hang up."""
     before, growth = resident(pid), []
     for _ in range(2):
         told = asyncio.run(leaving(port, [completion(words(64), 64) for _ in range(200)]))
         complete([each for i, each in enumerate(told) if i % 2 == 0])
         until_idle(port)
+        time.sleep(1)
         growth.append(resident(pid) / before - 1)
-    return {"MB": before / 1e6, "growth %": 100 * growth[0], "growth again %": 100 * growth[1]}
+    kept = metric(port, "edgellm_cache_bytes")
+    return {"MB": before / 1e6, "growth %": 100 * growth[0], "growth again %": 100 * growth[1], "kept MB": kept / 1e6}
 
 
 async def leaving(port: int, bodies: Sequence[dict[str, Any]]) -> list[Told]:

@@ -50,6 +50,12 @@ class PrefixCache:
         self._is_closed = False
         self._lock = threading.RLock()
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the slots in here have taken."""
+        with self._lock:
+            return sum(entry.slot.n_bytes for entry in self._entries)
+
     def known(self, ids: Sequence[int], adapter: Adapter | None = None) -> int:
         """How many of these tokens, the last one apart, some slot with that adapter holds."""
         with self._lock:

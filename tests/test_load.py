@@ -36,6 +36,25 @@ def test_those_who_stay_get_their_answers_when_others_leave():
         assert "error" not in {line["level"] for line in server.log()}
 
 
+COUNTS_ANSWERS = """\
+import gc
+from edgellm.answer import Answer
+from edgellm.server.service import Service
+gauges = Service.gauges
+Service.gauges = lambda self: {**gauges(self), 'answers_in_memory': ('', sum(type(o) is Answer for o in gc.get_objects()))}
+gc.disable()"""
+
+
+def test_nothing_of_an_answer_stays_in_memory():
+    """Nor waits for Python to look for circles."""
+    with Server(MODEL, "--slots", 2, "--queue", 20, before=COUNTS_ANSWERS) as server:
+        told = asyncio.run(load.leaving(server.port, [STORY] * 20))
+        assert all(each.status == 200 for each in told)
+        assert text(server)
+        until(lambda: server.metric("edgellm_answers") == 0)
+        until(lambda: server.metric("answers_in_memory") == 0)
+
+
 def test_who_finds_no_room_hears_when_to_ask_again():
     with Server(MODEL, "--backend", "reference", "--slots", 2, "--queue", 2) as server:
         told = asyncio.run(load.closed(server.port, 20, [STORY] * 20, load.COMPLETIONS))

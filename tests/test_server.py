@@ -671,3 +671,4 @@ def test_metrics(server):
         "edgellm_first_token_seconds_count"
     )
     assert server.metric("edgellm_slots") == 2
+    assert 0 < server.metric("edgellm_cache_bytes") < server.metric("edgellm_models_bytes")

@@ -137,6 +137,11 @@ class Models:
         """Memory that those which are loaded may come to take."""
         return sum(served.n_bytes for served in self.loaded.values())
 
+    @property
+    def n_cached_bytes(self) -> int:
+        """Memory of tokens that are kept for prompts which begin with them."""
+        return sum(served.model.prefix_cache.n_bytes for served in self.loaded.values())
+
     def is_at_hand(self, name: str) -> bool:
         return name in self.loaded and not self.loaded[name].is_leaving
 

@@ -145,6 +145,7 @@ class Protocol(H11Protocol):
         self._stop("_head")
         self._stop("_unread")
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # which knows this connection
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -95,6 +95,7 @@ class Service:
             "edgellm_queue": ("Answers that there is no slot for yet.", max(0, self.under_way - self.models.slots)),
             "edgellm_models_loaded": ("Models that are loaded.", len(self.models.loaded)),
             "edgellm_models_bytes": ("Memory that these may come to take.", self.models.n_bytes),
+            "edgellm_cache_bytes": ("Memory of tokens at rest, for prompts that begin so.", self.models.n_cached_bytes),
         }
         if (n_bytes := resident_memory()) is not None:
             values["edgellm_resident_bytes"] = ("Memory of the process, mapped weights included.", n_bytes)
@@ -209,6 +210,8 @@ class Answers:
         self._end.cancel()
         for job in self._jobs:
             job.cancel()
+        # Jobs know whom they tell: without them memory is free at once, not when Python looks for such circles.
+        self._jobs, self.before_waiting = [], None
         self._service.under_way -= self._n
         self._count()
 

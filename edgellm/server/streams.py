@@ -8,10 +8,12 @@ from contextlib import closing
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from edgellm.answer import Answer
+from edgellm.server.endpoint import unless_gone
 from edgellm.server.errors import RequestError, openai
 from edgellm.server.log import told
 from edgellm.server.service import Answers, Call
@@ -76,7 +78,7 @@ class Events(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await unless_gone(Request(scope, receive), self.stream_response(send))
         finally:
             self._answers.close()
             await self._events.aclose()
