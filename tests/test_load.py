@@ -41,7 +41,9 @@ import gc
 from edgellm.answer import Answer
 from edgellm.server.service import Service
 gauges = Service.gauges
-Service.gauges = lambda self: {**gauges(self), 'answers_in_memory': ('', sum(type(o) is Answer for o in gc.get_objects()))}
+def with_answers(self):
+    return {**gauges(self), 'answers_in_memory': ('', sum(type(each) is Answer for each in gc.get_objects()))}
+Service.gauges = with_answers
 gc.disable()"""
 
 
