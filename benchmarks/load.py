@@ -7,7 +7,7 @@
 streams   so many answers at a time (--streams), each followed by the next: a closed loop
 arrivals  answers that are asked for at random times (--rate a second), whether or not others are complete: an open loop
 single    one answer at a time
-share     the same as a share of what `edgellm bench` says of the model alone, in turns
+share     the same as a share of what `edgellm bench` says of the model alone after prompts as long, in turns
 history   time to the first token of a chat's next turn after 2,000 tokens, and of a prompt of 20
 leave     200 connections of which half hang up midway, edgellm's memory and slots before and after, and its refusals
 
@@ -60,10 +60,11 @@ BLOCK = re.compile(r"<!-- figures of (?P<file>[^ ]*) -->\n.*?<!-- end of figures
 
 @dataclass
 class Told:
-    """What came of one request: seconds since it was sent, of each event with text, and the number of tokens."""
+    """What came of one request: seconds since it was sent, of each event with text, and the numbers of tokens."""
 
     status: int = 0
     times: list[float] = field(default_factory=list)
+    n_prompt: int = 0
     n_tokens: int = 0
     error: str | None = None
     headers: str = ""
@@ -89,7 +90,8 @@ async def ask(port: int, path: str, body: dict[str, Any], leave_after: int | Non
             if b'"error"' in event:
                 told.error = event.decode()
             elif b'"completion_tokens"' in event:
-                told.n_tokens = json.loads(event)["usage"]["completion_tokens"]
+                usage = json.loads(event)["usage"]
+                told.n_prompt, told.n_tokens = usage["prompt_tokens"], usage["completion_tokens"]
             elif b'"text":"' in event.replace(b'"text":""', b"") or b'"content":"' in event.replace(
                 b'"content":""', b""
             ):
@@ -267,13 +269,18 @@ def arrivals(port: int, pid: int, options: argparse.Namespace) -> dict[str, floa
 
 
 def single(port: int, pid: int, options: argparse.Namespace) -> dict[str, float]:
-    """Without the first token, as `bench` counts."""
-    rates = []
-    for _ in range(3):
-        chat = {"messages": [{"role": "user", "content": words(8)}], "max_tokens": 129, **GREEDY}
-        (told,) = complete(asyncio.run(closed(port, 1, [chat], CHATS)))
-        rates.append((told.n_tokens - 1) / (told.times[-1] - told.times[0]))
-    return {"tokens/s": median(rates)}
+    return {"tokens/s": median(rate(told) for told in answers(port))}
+
+
+def answers(port: int) -> Sequence[Told]:
+    """Three, one after the other."""
+    chats = [{"messages": [{"role": "user", "content": words(8)}], "max_tokens": 129, **GREEDY} for _ in range(3)]
+    return complete(asyncio.run(closed(port, 1, chats, CHATS)))
+
+
+def rate(told: Told) -> float:
+    """Tokens a second, without the first token, as `bench` counts."""
+    return (told.n_tokens - 1) / (told.times[-1] - told.times[0])
 
 
 def share(port: int, pid: int, options: argparse.Namespace) -> dict[str, float]:
@@ -283,8 +290,9 @@ def share(port: int, pid: int, options: argparse.Namespace) -> dict[str, float]:
     shares = []
     with edgellm.load(options.gguf, context_length=CONTEXT, n_threads=options.threads) as model:
         for _ in range(5):
-            ((alone,), served) = bench(model, 0, 128, 0, 1), single(port, pid, options)
-            shares.append(100 * served["tokens/s"] / alone["median"])
+            served = answers(port)
+            (alone,) = bench(model, 0, 128, served[0].n_prompt, 3)
+            shares.append(100 * median(map(rate, served)) / alone["median"])
     return {"%": median(shares)}
 
 
