@@ -11,6 +11,7 @@ from edgellm import isa
 from edgellm.kernels import attention as bodies
 from edgellm.kernels import attention_q8, compiler, layout
 from edgellm.kernels.primitives import quantize_64
+from edgellm.kernels.queries import AT_ONCE, for_each_number
 
 pytest.importorskip("numba")
 
@@ -341,6 +342,8 @@ def test_the_bodies_run_undecorated(kv, monkeypatch):
     layer = LAYERS[kv](1, 12, 256, [140])
     for name, body in stand_ins(kv).items():
         monkeypatch.setattr(bodies, name, body, raising=False)
+    for n, body in zip(AT_ONCE, for_each_number(bodies.attend_n), strict=True):  # of those
+        monkeypatch.setattr(bodies, f"attend_{n}", body)
     call = Call(layer, 3, 100, rows_of(0, 126, 129), n_threads=2)
     exact, off = call.definition()
     assert (np.abs(call.run(bodies) - exact) <= off).all()

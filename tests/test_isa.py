@@ -19,6 +19,7 @@ from edgellm.isa import _vectors as vectors
 from edgellm.isa._llvm import LANES
 from edgellm.isa._vectors import primitives, row_primitives
 from edgellm.kernels import primitives as plain
+from edgellm.kernels.queries import AT_ONCE, for_each_number
 
 PAIRWISE = ("add", "sub", "mul", "div", "maximum")
 FLOATS = (*PAIRWISE, "fma", "absolute", "exp", "where_positive", "zero", "fill", "splat_f32")
@@ -80,34 +81,32 @@ def codes(n, x, out):
         quantize_64(x + 256 * i, out + 120 * i)
 
 
-def sums(n, x, factors, out_1, out_4, counts):
-    """For one query, and for four: n products of vectors and factors added up, from 0, then from these sums."""
-    one, four = zeros_1(), zeros_4()
+def sums_n(n, x, factors, out, counts):
+    """For some queries: n products of vectors and factors added up, from 0, then from these sums."""
+    sums = zeros_n()
     for _ in range(2):
         for i in range(n):
-            one = fma_1(one, x + 2 * i, 2 * n + 32, factors + 4 * i, 4 * n)
-            four = fma_4(four, x + 2 * i, 2 * n + 32, factors + 4 * i, 4 * n)
-        store_1(out_1, 512, one)
-        store_4(out_4, 512, four)
-        one, four = load_1(out_1, 512), load_4(out_4, 512)
-    set_i64(counts, vectors_1())
-    set_i64(counts + 8, vectors_4())
+            sums = fma_n(sums, x + 2 * i, 2 * n + 32, factors + 4 * i, 4 * n)
+        store_n(out, 512, sums)
+        sums = load_n(out, 512)
+    set_i64(counts, vectors_n())
+    set_i64(counts + 8, most_queries())
 
 
-def code_sums(n, x, codes, factors, halves, out_1, out_4):
-    """For one query, and for four: of n times 64 bytes with 4 codes each, the dot products from a start, scaled, added
-    and weighted; then n products of vectors of codes and factors."""
-    one, four = zeros_1(), zeros_4()
+def code_sums_n(n, x, codes, factors, halves, out):
+    """For some queries: of n times 64 bytes with 4 codes each, the dot products from a start, scaled, added and
+    weighted; then n products of vectors of codes and factors."""
+    sums = zeros_n()
     for i in range(n):
         p, c, f, h = x + 64 * i, codes + 4 * i, factors + 4 * i, halves + 32 * i
-        part = scaled_1(dot_1(starts_1(c, 4 * n), p, 64, c, 4 * n), f, 4 * n)
-        one = add_weighted_1(one, h, 32, add_scaled_1(part, dot_1(starts_1(c, 0), p, 128, c, 0), f, 0))
-        one = fma_codes_1(one, p, 16, f, 4 * n)
-        part = scaled_4(dot_4(starts_4(c, 4 * n), p, 64, c, 4 * n), f, 4 * n)
-        four = add_weighted_4(four, h, 32, add_scaled_4(part, dot_4(starts_4(c, 4 * n), p, 128, c, 4 * n), f, 4 * n))
-        four = fma_codes_4(four, p, 16, f, 4 * n)
-    store_1(out_1, 512, one)
-    store_4(out_4, 512, four)
+        part = scaled_n(dot_n(starts_n(c, 4 * n), p, 64, c, 4 * n), f, 4 * n)
+        part = add_scaled_n(part, dot_n(starts_n(c, 4 * n), p, 128, c, 4 * n), f, 4 * n)
+        sums = add_weighted_n(sums, h, 32, part)
+        sums = fma_codes_n(sums, p, 16, f, 4 * n)
+    store_n(out, 512, sums)
+
+
+SUMS, CODE_SUMS = (dict(zip(AT_ONCE, for_each_number(body), strict=True)) for body in (sums_n, code_sums_n))
 
 
 def nearest_codes(n, x, stored, scattered):
@@ -150,7 +149,8 @@ def scalars(x, out):
 
 
 BODIES = (
-    dots, pairs_of_bits, floats, folds, codes, sums, code_sums, nearest_codes, firsts, halves, singles, scalars
+    dots, pairs_of_bits, floats, folds, codes, *SUMS.values(), *CODE_SUMS.values(), nearest_codes, firsts, halves,
+    singles, scalars,
 )  # fmt: skip
 
 
@@ -170,6 +170,9 @@ def compiled(body, name):
 def run(body, name, *arguments):
     """Call a body with integers and the addresses of arrays."""
     compiled(body, name)(*(a if isinstance(a, int) else a.ctypes.data for a in arguments))
+
+
+of_queries = pytest.mark.parametrize("queries", AT_ONCE)
 
 
 @pytest.fixture(params=isa.runnable())
@@ -313,48 +316,50 @@ def test_float_operations(name):
 
 
 @pytest.mark.parametrize("name", [*isa.runnable(), "plain"])
-def test_sums_of_some_queries(name, rng):
+@of_queries
+def test_sums_of_some_queries(name, queries, rng):
     """As fma has them one after the other; nothing else is written."""
     n = 30
-    x, factors = rng.standard_normal((8, n + 16)).astype(np.float16), rng.standard_normal((4, n)).astype(np.float32)
-    out, counts = np.full((2, 4, 8, LANES), np.nan, np.float32), np.zeros(2, np.int64)
-    arrays = n, x, factors, out[0], out[1], counts
+    x = rng.standard_normal((8, n + 16)).astype(np.float16)
+    factors = rng.standard_normal((queries, n)).astype(np.float32)
+    out, counts = np.full((queries + 1, 8, LANES), np.nan, np.float32), np.zeros(2, np.int64)
+    arrays = n, x, factors, out, counts
     if name == "plain":
-        body = FunctionType(sums.__code__, {**globals(), **vars(plain)}, sums.__name__)
-        body(*(a if isinstance(a, int) else a.ctypes.data for a in arrays))
+        SUMS[queries](*(a if isinstance(a, int) else a.ctypes.data for a in arrays))
     else:
-        run(sums, name, *arrays)
-    expected = np.zeros((4, 8, LANES), np.float32)
+        run(SUMS[queries], name, *arrays)
+    expected = np.zeros((queries, 8, LANES), np.float32)
     for i in [*range(n)] * 2:
         exact = x[None, :, i : i + LANES].astype(np.float64) * factors[:, i, None, None] + expected
         expected = exact.astype(np.float32)
-    for found, queries, count in zip(out, (1, 4), counts, strict=True):
-        np.testing.assert_array_equal(found[:queries, :count], expected[:queries, :count])
-        assert np.isnan(found[queries:]).all()
-        assert np.isnan(found[:, count:]).all()
+    np.testing.assert_array_equal(out[:queries, : counts[0]], expected[:, : counts[0]])
+    assert np.isnan(out[queries:]).all()
+    assert np.isnan(out[:, counts[0] :]).all()
     if name != "plain":
-        assert tuple(counts) == (4, isa.get(name).ROWS // 4)
+        assert tuple(counts) == (vectors_of(name, queries), isa.get(name).ROWS)
 
 
-def test_sums_of_codes_are_as_in_plain_python(name, rng, monkeypatch):
-    """For one query and for four, of as many vectors as the ISA has registers for."""
-    n, found = 30, isa.get(name)
+def vectors_of(name, queries):
+    return 4 if queries == 1 else isa.get(name).ROWS // 4
+
+
+@of_queries
+def test_sums_of_codes_are_as_in_plain_python(name, queries, rng, monkeypatch):
+    """Of as many vectors as the ISA has registers for."""
+    n, count = 30, vectors_of(name, queries)
     x = rng.integers(0, 256, 64 * n + 1024).astype(np.uint8)
-    codes = rng.integers(-128, 128, (4, n, 4)).astype(np.int8)
-    factors = rng.uniform(-1, 1, (4, n)).astype(np.float32)
+    codes = rng.integers(-128, 128, (queries, n, 4)).astype(np.int8)
+    factors = rng.uniform(-1, 1, (queries, n)).astype(np.float32)
     halves = rng.uniform(-1, 1, (n + 8, LANES)).astype(np.float16)
-    starts = np.full((4, 4, 8, LANES), np.nan, np.float32)
+    out = np.full((2, queries + 1, 8, LANES), np.nan, np.float32)
     arrays = [array.ctypes.data for array in (x, codes, factors, halves)]
-    compiled(code_sums, name)(n, *arrays, starts[0].ctypes.data, starts[1].ctypes.data)
-    body = FunctionType(code_sums.__code__, {**globals(), **vars(plain)}, code_sums.__name__)
-    for at, (queries, count) in enumerate(((1, 4), (4, found.ROWS // 4))):
-        monkeypatch.setattr(plain, "VECTORS", count)
-        body(n, *arrays, starts[2].ctypes.data, starts[3].ctypes.data)
-        expected = starts[2 + at, :queries, :count]
-        assert np.isfinite(expected).all()
-        np.testing.assert_array_equal(starts[at, :queries, :count].view(np.int32), expected.view(np.int32))
-        assert np.isnan(starts[at, queries:]).all()
-        assert np.isnan(starts[at, :, count:]).all()
+    compiled(CODE_SUMS[queries], name)(n, *arrays, out[0].ctypes.data)
+    monkeypatch.setattr(plain, "VECTORS", count)
+    CODE_SUMS[queries](n, *arrays, out[1].ctypes.data)
+    assert np.isfinite(out[:, :queries, :count]).all()
+    np.testing.assert_array_equal(out[0].view(np.int32), out[1].view(np.int32))
+    assert np.isnan(out[:, queries:]).all()
+    assert np.isnan(out[:, :, count:]).all()
 
 
 @pytest.mark.parametrize("name", [*isa.runnable(), "plain"])

@@ -10,6 +10,7 @@ Addresses are int64. Nothing checks them: callers own the memory and stay inside
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -201,9 +202,11 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int)
         "lanes_sum": operation(lambda b, x: _tree(b, x, b.fadd), FLOAT, F),
         "lanes_max": operation(lambda b, x: _tree(b, x, _maximum(b)), FLOAT, F),
         "prefetch": operation(_prefetch, types.void, ADDRESS),
+        "most_queries": operation(lambda b: I64(rows), ADDRESS),
         "fetched_lines": operation(lambda b: I64(2 if host()[1].startswith("znver") else 1), ADDRESS),
     }
-    return scalars | vectors | sums_primitives(4, rows // 4, dot4_u8) | sums_primitives(1, 4, dot4_u8)
+    of_queries = [sums_primitives(queries, n, dot4_u8) for queries, n in ((1, 4), (4, rows // 4), (8, rows // 4))]
+    return dict(ChainMap(scalars, vectors, *of_queries))
 
 
 class Rows(types.Type):  # type: ignore[misc]

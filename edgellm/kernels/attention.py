@@ -48,37 +48,33 @@ from edgellm.kernels.primitives import (
     fill,
     first,
     fma,
-    fma_1,
-    fma_4,
+    fma_n,
     get_f32,
     get_i32,
     get_i64,
     lanes_max,
     lanes_sum,
-    load_1,
-    load_4,
     load_f32,
+    load_n,
     maximum,
+    most_queries,
     mul,
     prefetch,
     scatter_f16,
     set_f16,
     set_f32,
     set_i64,
-    store_1,
-    store_4,
     store_f16,
     store_f32,
+    store_n,
     sub,
-    vectors_1,
-    vectors_4,
+    vectors_n,
     zero,
-    zeros_1,
-    zeros_4,
+    zeros_n,
 )  # fmt: skip
+from edgellm.kernels.queries import for_each_number
 
 SLACK_BYTES = 128
-QUERIES_AT_ONCE = 4  # that share loads of keys and values
 TASK_QUERIES = 16  # that meet a block of keys while it is in the CPU's nearest cache
 HIDDEN, LOWEST = np.float32(-np.inf), np.float32(-3e38)  # a maximum starts from a number: -inf less -inf is NaN
 START: int = np.int64(0)  # for a literal 0, Numba would compile what it is passed to once more
@@ -175,66 +171,45 @@ def splits_keys(record: int, step: int, n_threads: int) -> bool:
 # One block of keys.
 
 
-def score_4(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
-    """q . k of four queries, `stride` bytes apart in what the thread keeps, with keys begin..end, and some around them.
+def score_n(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """q . k of some queries, `stride` bytes apart in what the thread keeps, with keys begin..end, and some around them.
 
     Meanwhile the same keys of the next block come closer, `ahead` bytes from here: the CPU's own prefetching stops at
     each page, and a block takes long enough that memory need never be waited for.
     """
-    q, n, step = query + query_at(head_dim), 16 * vectors_4(), 32 * head_dim
+    q, n, step = query + query_at(head_dim), 16 * vectors_n(), 32 * head_dim
     for key in range(begin // n * n, end, n):
-        k, s = keys + 2 * key * head_dim, zeros_4()
+        k, s = keys + 2 * key * head_dim, zeros_n()
         for d in range(head_dim):
-            for i in range(vectors_4()):
+            for i in range(vectors_n()):
                 prefetch(k + ahead + 32 * d + i * step)
-            s = fma_4(s, k + 32 * d, step, q + 4 * d, stride)
-        store_4(query + SCORES + 4 * key, stride, s)
+            s = fma_n(s, k + 32 * d, step, q + 4 * d, stride)
+        store_n(query + SCORES + 4 * key, stride, s)
 
 
-def score_1(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
-    """As score_4, the same bits, for one query."""
-    q, n, step = query + query_at(head_dim), 16 * vectors_1(), 32 * head_dim
-    for key in range(begin // n * n, end, n):
-        k, s = keys + 2 * key * head_dim, zeros_1()
-        for d in range(head_dim):
-            for i in range(vectors_1()):
-                prefetch(k + ahead + 32 * d + i * step)
-            s = fma_1(s, k + 32 * d, step, q + 4 * d, 0)
-        store_1(query + SCORES + 4 * key, 0, s)
-
-
-def weigh_4(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
-    """Add weight * value for keys begin..end of a block to the partials of four queries.
+def weigh_n(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """Add weight * value for keys begin..end of a block to the partials of some queries.
 
     Each pass over the keys fetches its share of the next block, as much as it takes of this one.
     """
-    weights, n = query + SCORES, 16 * vectors_4()
+    weights, n = query + SCORES, 16 * vectors_n()
     for d in range(0, head_dim, n):
         acc = query + MADE + ACC + 4 * d
-        s = load_4(acc, stride)
+        s = load_n(acc, stride)
         for key in range(begin, end):
-            for i in range(vectors_4()):
+            for i in range(vectors_n()):
                 prefetch(values + ahead + 2 * KEY_BLOCK * (d + 16 * i) + 32 * key)
-            s = fma_4(s, values + 2 * (key * head_dim + d), 32, weights + 4 * key, stride)
-        store_4(acc, stride, s)
+            s = fma_n(s, values + 2 * (key * head_dim + d), 32, weights + 4 * key, stride)
+        store_n(acc, stride, s)
 
 
-def weigh_1(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
-    """As weigh_4, the same bits, for one query."""
-    weights, n = query + SCORES, 16 * vectors_1()
-    for d in range(0, head_dim, n):
-        acc = query + MADE + ACC + 4 * d
-        s = load_1(acc, 0)
-        for key in range(begin, end):
-            for i in range(vectors_1()):
-                prefetch(values + ahead + 2 * KEY_BLOCK * (d + 16 * i) + 32 * key)
-            s = fma_1(s, values + 2 * (key * head_dim + d), 32, weights + 4 * key, 0)
-        store_1(acc, 0, s)
+score_1, score_4, score_8 = for_each_number(score_n)
+weigh_1, weigh_4, weigh_8 = for_each_number(weigh_n)
 
 
-def softmax(query: int, begin: int, end: int, scale: float, softcap: float, head_dim: int) -> None:
-    """Turn the scores of keys begin..end of a block into weights, and start the partial with their max and sum."""
-    partial, scores, start = query + MADE, query + SCORES, begin // 16 * 16
+def scale_scores(query: int, begin: int, end: int, scale: float, softcap: float) -> None:
+    """Make of the products what softmax is taken of, -inf where it is not of keys begin..end; keep the largest."""
+    scores, start = query + SCORES, begin // 16 * 16
     for key in range(start, end, 16):
         store_f32(scores + 4 * key, capped(mul(load_f32(scores + 4 * key), fill(scale)), softcap))
     # What stands beyond the keys that are seen may be anything, NaN too.
@@ -244,12 +219,17 @@ def softmax(query: int, begin: int, end: int, scale: float, softcap: float, head
     highest = fill(LOWEST)
     for key in range(start, end, 16):
         highest = maximum(highest, load_f32(scores + 4 * key))
-    peak, total = fill(lanes_max(highest)), zero()
-    for key in range(start, end, 16):
+    store_f32(query + MADE, fill(lanes_max(highest)))
+
+
+def start_partial(query: int, begin: int, end: int, head_dim: int) -> None:
+    """Turn the scores of keys begin..end of a block into weights, and start the partial with their sum."""
+    partial, scores = query + MADE, query + SCORES
+    peak, total = load_f32(partial), zero()
+    for key in range(begin // 16 * 16, end, 16):
         weight = exp(sub(load_f32(scores + 4 * key), peak))
         store_f32(scores + 4 * key, weight)
         total = add(total, weight)
-    store_f32(partial, peak)
     store_f32(partial + SUM, fill(lanes_sum(total)))
     for d in range(0, head_dim, 16):
         store_f32(partial + ACC + 4 * d, zero())
@@ -257,18 +237,6 @@ def softmax(query: int, begin: int, end: int, scale: float, softcap: float, head
 
 def scale_weights(query: int, values: int, ahead: int, head_dim: int, begin: int, end: int) -> None:
     """Multiply the weights of keys begin..end by what their values are multiples of: nothing, of float16."""
-
-
-def attend_1(
-    query: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float, softcap: float
-) -> None:
-    """The partial of one query for a block of keys."""
-    begin, end = seen_in(query, block), end_in(query, block)
-    if begin < end:
-        score_1(keys, ahead, head_dim, begin, end, query)
-        softmax(query, begin, end, scale, softcap, head_dim)
-        scale_weights(query, values, ahead, head_dim, begin, end)
-        weigh_1(values, ahead, head_dim, begin, end, query)
 
 
 def seen_in(query: int, block: int) -> int:
@@ -281,29 +249,38 @@ def end_in(query: int, block: int) -> int:
     return min(max(get_i64(query + SEES_TO) - block * KEY_BLOCK, 0), KEY_BLOCK)
 
 
-def attend_4(
+def attend_n(
     query: int, stride: int, n: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float,
     softcap: float,
 ) -> None:  # fmt: skip
-    """The partials of n <= 4 queries of ascending positions for a block of keys."""
+    """The partials of n queries of ascending positions, and of copies of the last one, for a block of keys."""
     last = query + (n - 1) * stride
     begin, end = seen_in(query, block), end_in(last, block)
     # The keys that all of them see. Others are added to just those that see them: a weight of 0 times infinity is NaN.
     shared = seen_in(last, block)
     shared_end = max(shared, end_in(query, block))
-    score_4(keys, ahead, head_dim, begin, end, query, stride)
+    score_n(keys, ahead, head_dim, begin, end, query, stride)
+    for i in range(n):  # apart from what follows, so that while one query's largest is found others are worked on
+        one = query + i * stride
+        if seen_in(one, block) < end_in(one, block):
+            scale_scores(one, seen_in(one, block), end_in(one, block), scale, softcap)
     for i in range(n):
         one = query + i * stride
         own, own_end = seen_in(one, block), end_in(one, block)
         if own < own_end:
-            softmax(one, own, own_end, scale, softcap, head_dim)
+            start_partial(one, own, own_end, head_dim)
             scale_weights(one, values, ahead, head_dim, own, own_end)
-            weigh_1(values, ahead, head_dim, own, min(shared, own_end), one)
+            if own < shared:
+                weigh_1(values, ahead, head_dim, own, min(shared, own_end), one, stride)
     if shared < shared_end:
-        weigh_4(values, ahead, head_dim, shared, shared_end, query, stride)
+        weigh_n(values, ahead, head_dim, shared, shared_end, query, stride)
     for i in range(n):
         one = query + i * stride
-        weigh_1(values, ahead, head_dim, shared_end, end_in(one, block), one)
+        if shared_end < end_in(one, block):
+            weigh_1(values, ahead, head_dim, shared_end, end_in(one, block), one, stride)
+
+
+attend_1, attend_4, attend_8 = for_each_number(attend_n)
 
 
 # Merging.
@@ -342,8 +319,8 @@ def finish_merge(state: int, result: int, head_dim: int) -> None:
 
 
 def attend_task(
-    record: int, step: int, thread: int, n_threads: int, kept: int, row: int, kv_head: int, begin: int, end: int,
-    block: int, block_end: int, split: bool,
+    record: int, step: int, thread: int, n_threads: int, kept: int, row: int, kv_head: int, next_head: int, begin: int,
+    end: int, block: int, block_end: int, split: bool,
 ) -> None:  # fmt: skip
     """Some blocks of keys for queries begin..end (row from `row` on * group + head) of a key/value head.
 
@@ -351,22 +328,23 @@ def attend_task(
     """
     head_dim, scale, softcap = get_i64(record + HEAD_DIM), get_f32(record + SCALE), get_f32(record + SOFTCAP)
     n = end - begin
-    padded = 1 if n == 1 else (n + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE * QUERIES_AT_ONCE
+    padded = 1 if n == 1 else (n + 3) // 4 * 4
     stride, cells = query_bytes(head_dim), fetching(step, thread)
     for i in range(padded):
         fetch_more(cells)
         keep_query(record, step, kept + i * stride, row, kv_head, min(begin + i, end - 1))
-    next_head = kv_head + (1 if split else n_threads)
     while block < block_end:
         keys, values = block_address(record, step, row, kv_head, block)
         ahead = next_block(record, step, row, kv_head, next_head, block, block_end) - keys
         fetch_more(cells)
-        if padded == 1:
-            attend_1(kept, block, keys, values, ahead, head_dim, scale, softcap)
-        else:
-            for i in range(0, padded, QUERIES_AT_ONCE):
-                four = min(n - i, QUERIES_AT_ONCE)
-                attend_4(kept + i * stride, stride, four, block, keys, values, ahead, head_dim, scale, softcap)
+        for i in range(0, n, most_queries()):
+            query, left = kept + i * stride, min(n - i, most_queries())
+            if left == 1:
+                attend_1(query, stride, left, block, keys, values, ahead, head_dim, scale, softcap)
+            elif left <= 4:
+                attend_4(query, stride, left, block, keys, values, ahead, head_dim, scale, softcap)
+            else:
+                attend_8(query, stride, left, block, keys, values, ahead, head_dim, scale, softcap)
         for i in range(n):
             query = kept + i * stride
             fetch_more(cells)
@@ -438,14 +416,18 @@ def next_block(record: int, step: int, row: int, kv_head: int, next_head: int, b
 
 
 def attention(record: int, step: int, thread: int, n_threads: int) -> None:
-    """Attend all rows of a step: OUT is final, or if splits_keys(record, step, n_threads), once attention_merge ran."""
+    """Attend all rows of a step: OUT is final, or if splits_keys(record, step, n_threads), once attention_merge ran.
+
+    Each thread has a run of tasks, or of blocks of keys, so that it reads on where it is, and a head's next task what
+    is in the core's own cache.
+    """
     rows, n_kv_heads = get_i64(step + STEP_ROWS), get_i64(record + N_KV_HEADS)
     group = get_i64(record + N_HEADS) // n_kv_heads
     kept = get_i64(record + PARTIALS) + thread * TASK_QUERIES * query_bytes(get_i64(record + HEAD_DIM))
     split = splits_keys(record, step, n_threads)
-    units = n_units(record, step) if split else 0
-    first_unit, end_unit = units * thread // n_threads, units * (thread + 1) // n_threads
-    row = task = unit = START
+    all_work = work_of(record, step, split)
+    first_work, end_work = all_work * thread // n_threads, all_work * (thread + 1) // n_threads
+    row = work = START
     while row < rows:
         n_rows = rows_of_slot(step, row)
         for kv_head in range(n_kv_heads):
@@ -453,33 +435,44 @@ def attention(record: int, step: int, thread: int, n_threads: int) -> None:
                 end = min(begin + TASK_QUERIES, n_rows * group)
                 block = start = first_block(record, step, row + begin // group)
                 block_end = end_block(step, row + (end - 1) // group)
-                if split:  # runs of blocks, so that a thread reads on where it is
-                    unit_end = unit + block_end - start
-                    block, block_end = max(start, start + first_unit - unit), min(block_end, start + end_unit - unit)
-                    unit = unit_end
-                elif task % n_threads != thread:  # in turn, as later rows see more
+                amount = task_work(block_end - start, end - begin, split)
+                if split:
+                    block, block_end = max(start, start + first_work - work), min(block_end, start + end_work - work)
+                elif owner(work, amount, all_work, n_threads) != thread:
                     block_end = block
+                work += amount
                 if block < block_end:
+                    next_head = kv_head + (1 if end == n_rows * group else 0)
                     attend_task(
-                        record, step, thread, n_threads, kept, row, kv_head, begin, end, block, block_end, split
-                    )
-                task += 1
+                        record, step, thread, n_threads, kept, row, kv_head, next_head, begin, end, block, block_end,
+                        split,
+                    )  # fmt: skip
         row += n_rows
 
 
-def n_units(record: int, step: int) -> int:
-    """Blocks of keys, summed over the tasks of a step."""
+def owner(begin: int, amount: int, all_work: int, n_threads: int) -> int:
+    """The thread that does a task whole: the one whose share of all work its middle is in."""
+    return (2 * begin + amount) * n_threads // (2 * all_work)
+
+
+def task_work(blocks: int, queries: int, split: bool) -> int:
+    """What is shared among the threads: whole tasks by their work, or blocks of keys."""
+    return blocks if split else blocks * queries
+
+
+def work_of(record: int, step: int, split: bool) -> int:
+    """That of all tasks of a step."""
     n_kv_heads = get_i64(record + N_KV_HEADS)
     group = get_i64(record + N_HEADS) // n_kv_heads
-    row = units = START
+    row = work = START
     while row < get_i64(step + STEP_ROWS):
         n_rows = rows_of_slot(step, row)
         for begin in range(0, n_rows * group, TASK_QUERIES):
             end = min(begin + TASK_QUERIES, n_rows * group)
             blocks = end_block(step, row + (end - 1) // group) - first_block(record, step, row + begin // group)
-            units += n_kv_heads * blocks
+            work += n_kv_heads * task_work(blocks, end - begin, split)
         row += n_rows
-    return units
+    return work
 
 
 def merge_heads(record: int, step: int, thread: int, n_threads: int, begin: int, end: int) -> None:

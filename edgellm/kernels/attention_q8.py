@@ -20,44 +20,35 @@ from edgellm.kernels.layout import KEY_BLOCK
 from edgellm.kernels.primitives import (
     absolute,
     add,
-    add_scaled_1,
-    add_scaled_4,
-    add_weighted_1,
-    add_weighted_4,
+    add_scaled_n,
+    add_weighted_n,
     div,
-    dot_1,
-    dot_4,
+    dot_n,
     fill,
     first,
-    fma_codes_1,
-    fma_codes_4,
+    fma_codes_n,
     get_f16,
     lanes_max,
     lanes_sum,
-    load_1,
-    load_4,
     load_f16,
     load_f32,
+    load_n,
     maximum,
     mul,
     prefetch,
     quantize_64,
-    scaled_1,
-    scaled_4,
+    scaled_n,
     scatter_codes,
     set_f16,
-    starts_1,
-    starts_4,
-    store_1,
-    store_4,
+    starts_n,
     store_codes,
     store_f32,
-    vectors_1,
-    vectors_4,
+    store_n,
+    vectors_n,
     zero,
-    zeros_1,
-    zeros_4,
+    zeros_n,
 )  # fmt: skip
+from edgellm.kernels.queries import for_each_number
 
 GROUP = 32
 TILE, TILE_SCALES, TILE_STARTS = 128, 64, 96  # of what quantize_64 makes of 64 dimensions of a query
@@ -87,60 +78,32 @@ def keep_vector(query: int, source: int, head_dim: int) -> None:
         quantize_64(room + 4 * d, query + query_at(head_dim) + 2 * d)
 
 
-def score_4(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
-    """q . k of four queries with keys begin..end, and some around them."""
-    n, cols = 16 * vectors_4(), width(head_dim)
+def score_n(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """q . k of some queries with keys begin..end, and some around them."""
+    n, cols = 16 * vectors_n(), width(head_dim)
     step, scales = 16 * cols, keys + KEY_BLOCK * cols
     for key in range(begin // n * n, end, n):
-        s = zeros_4()
+        s = zeros_n()
         for d in range(0, cols, GROUP):
             k, w = keys + key * cols + 16 * d, scales + 2 * (KEY_BLOCK * (d // GROUP) + key)
             q = query + query_at(head_dim) + d // 64 * TILE
             codes, factors, starts = q + d % 64, q + TILE_SCALES + d % 64 // 4, q + TILE_STARTS + d % 64 // 4
             prefetch(w + ahead)
-            dots = starts_4(starts, stride)
+            dots = starts_n(starts, stride)
             for i in range(4):
-                for v in range(vectors_4()):
+                for v in range(vectors_n()):
                     prefetch(k + 64 * i + v * step + ahead)
-                dots = dot_4(dots, k + 64 * i, step, codes + 4 * i, stride)
-            sums = scaled_4(dots, factors, stride)
+                dots = dot_n(dots, k + 64 * i, step, codes + 4 * i, stride)
+            sums = scaled_n(dots, factors, stride)
             if d + 16 < cols:
-                dots = starts_4(starts + 4, stride)
+                dots = starts_n(starts + 4, stride)
                 for i in range(4, 8):
-                    for v in range(vectors_4()):
+                    for v in range(vectors_n()):
                         prefetch(k + 64 * i + v * step + ahead)
-                    dots = dot_4(dots, k + 64 * i, step, codes + 4 * i, stride)
-                sums = add_scaled_4(sums, dots, factors + 4, stride)
-            s = add_weighted_4(s, w, 32, sums)
-        store_4(query + SCORES + 4 * key, stride, s)
-
-
-def score_1(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
-    """As score_4, the same bits, for one query."""
-    n, cols = 16 * vectors_1(), width(head_dim)
-    step, scales = 16 * cols, keys + KEY_BLOCK * cols
-    for key in range(begin // n * n, end, n):
-        s = zeros_1()
-        for d in range(0, cols, GROUP):
-            k, w = keys + key * cols + 16 * d, scales + 2 * (KEY_BLOCK * (d // GROUP) + key)
-            q = query + query_at(head_dim) + d // 64 * TILE
-            codes, factors, starts = q + d % 64, q + TILE_SCALES + d % 64 // 4, q + TILE_STARTS + d % 64 // 4
-            prefetch(w + ahead)
-            dots = starts_1(starts, 0)
-            for i in range(4):
-                for v in range(vectors_1()):
-                    prefetch(k + 64 * i + v * step + ahead)
-                dots = dot_1(dots, k + 64 * i, step, codes + 4 * i, 0)
-            sums = scaled_1(dots, factors, 0)
-            if d + 16 < cols:
-                dots = starts_1(starts + 4, 0)
-                for i in range(4, 8):
-                    for v in range(vectors_1()):
-                        prefetch(k + 64 * i + v * step + ahead)
-                    dots = dot_1(dots, k + 64 * i, step, codes + 4 * i, 0)
-                sums = add_scaled_1(sums, dots, factors + 4, 0)
-            s = add_weighted_1(s, w, 32, sums)
-        store_1(query + SCORES + 4 * key, 0, s)
+                    dots = dot_n(dots, k + 64 * i, step, codes + 4 * i, stride)
+                sums = add_scaled_n(sums, dots, factors + 4, stride)
+            s = add_weighted_n(s, w, 32, sums)
+        store_n(query + SCORES + 4 * key, stride, s)
 
 
 def scale_weights(query: int, values: int, ahead: int, head_dim: int, begin: int, end: int) -> None:
@@ -152,28 +115,26 @@ def scale_weights(query: int, values: int, ahead: int, head_dim: int, begin: int
         store_f32(weights, mul(load_f32(weights), load_f16(scales + 2 * key)))
 
 
-def weigh_4(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
-    """Add weight * value for keys begin..end of a block to the partials of four queries."""
-    weights, n, cols = query + SCORES, 16 * vectors_4(), width(head_dim)
+def weigh_n(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """Add weight * value for keys begin..end of a block to the partials of some queries."""
+    weights, n, cols = query + SCORES, 16 * vectors_n(), width(head_dim)
     for d in range(0, head_dim, n):
         acc = query + MADE + ACC + 4 * d
-        s = load_4(acc, stride)
+        s = load_n(acc, stride)
         for key in range(begin, end):
             prefetch(values + ahead + KEY_BLOCK * d + n * key)
-            s = fma_codes_4(s, values + key * cols + d, 16, weights + 4 * key, stride)
-        store_4(acc, stride, s)
+            s = fma_codes_n(s, values + key * cols + d, 16, weights + 4 * key, stride)
+        store_n(acc, stride, s)
 
 
-def weigh_1(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int) -> None:
-    """As weigh_4, the same bits, for one query."""
-    weights, n, cols = query + SCORES, 16 * vectors_1(), width(head_dim)
-    for d in range(0, head_dim, n):
-        acc = query + MADE + ACC + 4 * d
-        s = load_1(acc, 0)
-        for key in range(begin, end):
-            prefetch(values + ahead + KEY_BLOCK * d + n * key)
-            s = fma_codes_1(s, values + key * cols + d, 16, weights + 4 * key, 0)
-        store_1(acc, 0, s)
+def score_8(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
+    """In halves: a vector of scores takes three registers."""
+    score_4(keys, ahead, head_dim, begin, end, query, stride)
+    score_4(keys, ahead, head_dim, begin, end, query + 4 * stride, stride)
+
+
+score_1, score_4, _ = for_each_number(score_n)
+weigh_1, weigh_4, weigh_8 = for_each_number(weigh_n)
 
 
 # The cache.

@@ -7,6 +7,7 @@ undecorated, a body computes with these, on any machine and slowly: a vector is 
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -270,45 +271,45 @@ def store_rows(p: int, acc: Any) -> None:
     _at(p, np.float32, COUNT * LANES)[:] = acc.reshape(-1)
 
 
-# Sums of some queries, VECTORS of each; the functions for one query and for four are alike.
+# Sums of some queries, VECTORS of each: name_n is of any number of them; see queries.
 
 
-def vectors_1() -> int:
+def vectors_n() -> int:
     return VECTORS
 
 
-def zeros_1(queries: int = 1) -> Any:
+def zeros_n(queries: int = 1) -> Any:
     return np.zeros((queries, VECTORS, LANES), np.float32)
 
 
-def load_1(p: int, step: int, queries: int = 1) -> Any:
+def load_n(p: int, step: int, queries: int = 1) -> Any:
     """Vector v of query q stands at p + q * step + 64 * v."""
     return np.stack([_at(p + q * step, np.float32, VECTORS * LANES).reshape(VECTORS, LANES) for q in range(queries)])
 
 
-def store_1(p: int, step: int, sums: Any) -> None:
+def store_n(p: int, step: int, sums: Any) -> None:
     for q, vectors in enumerate(sums):
         _at(p + q * step, np.float32, VECTORS * LANES)[:] = vectors.reshape(-1)
 
 
-def fma_1(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
+def fma_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
     """fma(16 float16 at x + v * x_step, the float32 at factor + q * factor_step, sums[q][v])."""
     vectors = np.stack([load_f16(x + v * x_step) for v in range(VECTORS)])
     return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
 
 
-def fma_codes_1(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
-    """As fma_1, of 16 int8 at x + v * x_step."""
+def fma_codes_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
+    """As fma_n, of 16 int8 at x + v * x_step."""
     vectors = np.stack([_at(x + v * x_step, np.int8, LANES).astype(np.float32) for v in range(VECTORS)])
     return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
 
 
-def starts_1(p: int, step: int, queries: int = 1) -> Any:
+def starts_n(p: int, step: int, queries: int = 1) -> Any:
     """The int32 at p + q * step in all lanes of a query's vectors."""
     return np.stack([np.full((VECTORS, LANES), get_i32(p + q * step), np.int32) for q in range(queries)])
 
 
-def dot_1(ints: Any, x: int, x_step: int, codes: int, codes_step: int) -> Any:
+def dot_n(ints: Any, x: int, x_step: int, codes: int, codes_step: int) -> Any:
     """ints[q][v] + four bytes of each lane, 64 of them at x + v * x_step, times four int8 at codes + q * codes_step."""
     u = np.stack([load_bytes(x + v * x_step).reshape(LANES, 4).astype(np.int32) for v in range(VECTORS)])
     quads = np.stack([_at(codes + q * codes_step, np.int8, 4).astype(np.int32) for q in range(len(ints))])
@@ -319,36 +320,38 @@ def _factors(p: int, step: int, queries: int) -> Any:
     return np.array([get_f32(p + q * step) for q in range(queries)], np.float32)[:, None, None]
 
 
-def scaled_1(ints: Any, p: int, step: int) -> Any:
+def scaled_n(ints: Any, p: int, step: int) -> Any:
     """ints * the float32 at p + q * step."""
     return ints.astype(np.float32) * _factors(p, step, len(ints))
 
 
-def add_scaled_1(sums: Any, ints: Any, p: int, step: int) -> Any:
+def add_scaled_n(sums: Any, ints: Any, p: int, step: int) -> Any:
     """fma(ints, the float32 at p + q * step, sums)."""
     return fma(ints.astype(np.float32), _factors(p, step, len(ints)), sums)
 
 
-def add_weighted_1(sums: Any, w: int, w_step: int, parts: Any) -> Any:
+def add_weighted_n(sums: Any, w: int, w_step: int, parts: Any) -> Any:
     """fma(16 float16 at w + v * w_step, parts[q][v], sums[q][v])."""
     weights = np.stack([load_f16(w + v * w_step) for v in range(VECTORS)])
     return fma(np.broadcast_to(weights, parts.shape), parts, sums)
 
 
-vectors_4, store_4, fma_4, fma_codes_4, dot_4 = vectors_1, store_1, fma_1, fma_codes_1, dot_1
-scaled_4, add_scaled_4, add_weighted_4 = scaled_1, add_scaled_1, add_weighted_1
+vectors_1 = vectors_4 = vectors_8 = vectors_n
+store_1 = store_4 = store_8 = store_n
+fma_1 = fma_4 = fma_8 = fma_n
+fma_codes_1 = fma_codes_4 = fma_codes_8 = fma_codes_n
+dot_1 = dot_4 = dot_8 = dot_n
+scaled_1 = scaled_4 = scaled_8 = scaled_n
+add_scaled_1 = add_scaled_4 = add_scaled_8 = add_scaled_n
+add_weighted_1 = add_weighted_4 = add_weighted_8 = add_weighted_n
+zeros_1, zeros_4, zeros_8 = (partial(zeros_n, n) for n in (1, 4, 8))
+load_1, load_4, load_8 = (partial(load_n, queries=n) for n in (1, 4, 8))
+starts_1, starts_4, starts_8 = (partial(starts_n, queries=n) for n in (1, 4, 8))
 
 
-def zeros_4() -> Any:
-    return zeros_1(4)
-
-
-def load_4(p: int, step: int) -> Any:
-    return load_1(p, step, 4)
-
-
-def starts_4(p: int, step: int) -> Any:
-    return starts_1(p, step, 4)
+def most_queries() -> int:
+    """How many the registers hold sums of."""
+    return 4
 
 
 def call_op(f: Any, record: int, step: int, thread: int, n_threads: int) -> None:

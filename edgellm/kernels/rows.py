@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.attention import append_key, append_value
+from edgellm.kernels.attention import append_key, append_value, owner
 from edgellm.kernels.fetch import fetching
 from edgellm.kernels.layout import (
     ADDS,
@@ -156,7 +156,10 @@ def rope_append(record: int, step: int, thread: int, n_threads: int) -> None:
     capacity, n_angles = get_i64(record + CAPACITY), get_i64(record + N_ANGLES)
     q_norm, k_norm = get_i64(record + Q_NORM), get_i64(record + K_NORM)
     group = n_heads // n_kv_heads
-    for task in range(thread, get_i64(step + STEP_ROWS) * n_kv_heads, n_threads):
+    tasks = get_i64(step + STEP_ROWS) * n_kv_heads
+    for task in range(tasks):
+        if owner(task, 1, tasks, n_threads) != thread:
+            continue
         row, kv_head = task // n_kv_heads, task % n_kv_heads
         angles = get_i64(record + ANGLES) + row * get_i64(record + ANGLES_STRIDE)
         for head in range(kv_head * group, (kv_head + 1) * group):
