@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import os
 import random
@@ -50,6 +51,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "server.md"
 CONTEXT = 2560
 """Tokens of a slot."""
+PR_SET_PDEATHSIG = 1
 WORDS = "time year people way day man thing woman life child world school state family student group country hand part"
 TEXT = re.compile(rb'"(?:text|content)": ?"[^"]')
 BLOCK = re.compile(r"<!-- figures of (?P<file>[^ ]*) -->\n.*?<!-- end of figures -->\n", re.DOTALL)
@@ -158,7 +160,9 @@ def running(server: Server) -> Iterator[tuple[int, int]]:
     """(port, pid) of a server that is ready, and warm: its kernels and prompts of all sizes have run."""
     port = _free_port()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(server.command(port), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            server.command(port), stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+        )
         try:
             _await_ready(process, port, log)
             warming = [completion(words(n), 4) for n in (8, 100, 8)]
@@ -170,6 +174,12 @@ def running(server: Server) -> Iterator[tuple[int, int]]:
                 process.wait(15)
             process.kill()
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """Even if that is killed, where the system can do so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

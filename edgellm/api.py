@@ -7,12 +7,13 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm import __version__, backends, cache_file, catalog, store
 from edgellm.adapter import Adapter, combined
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from edgellm.structured.constraint import LogitsProcessor
     from edgellm.structured.json_schema import JsonSchema
 
+T = TypeVar("T")
 MAX_DEFAULT_CONTEXT = 8192
 """A context that nobody asked for is not larger: its cache would be the largest thing in memory."""
 
@@ -463,12 +465,17 @@ class Model:
         step of the model at a time."""
         check_pooling(pooling)
         for group in groups([len(ids) for ids in texts], self._backend.MAX_ROWS):
-            yield embeddings(self.open_slot, texts[group], pooling)
+            yield self._beside(embeddings(self.open_slot, texts[group], pooling), texts[group])
 
     def likelihood_groups(self, texts: Sequence[Following]) -> Iterator[Generator[list[float], None, None]]:
         """How likely a text is after each of others, as ids that were checked, in groups as `embed_groups` has them."""
         for group in groups([len(each.ids) for each in texts], self._backend.MAX_ROWS):
-            yield likelihoods(self.open_slot, texts[group])
+            yield self._beside(likelihoods(self.open_slot, texts[group]), [each.ids for each in texts[group]])
+
+    def _beside(self, steps: Generator[T, None, None], texts: Sequence[Sequence[int]]) -> Generator[T, None, None]:
+        """Steps of texts in slots of their own, whose memory is taken from that of slots at rest."""
+        with self.prefix_cache.lending(sum(self._backend.bytes_of(len(ids)) for ids in texts)), closing(steps):
+            yield from steps
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raise ArgumentError for no ids or what is none, ContextOverflowError for too many."""

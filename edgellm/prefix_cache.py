@@ -46,6 +46,7 @@ class PrefixCache:
         """By default they take no more than one full context, as one slot may anyway."""
         self._backend, self._context_length = backend, context_length
         self._most_bytes = backend.footprint.cache if most_bytes is None else most_bytes
+        self._lent = 0
         self._entries: list[_Entry] = []  # the last used first
         self._is_closed = False
         self._lock = threading.RLock()
@@ -101,7 +102,7 @@ class PrefixCache:
             self.release(keeper)
             is_free = keeper is None or self._is_closed
             self._entries.insert(0, _Entry(slot, None if is_free else weakref.ref(keeper)))
-            self._tidy(self._most_bytes)
+            self._tidy()
 
     @contextmanager
     def latest(self, keeper: object = None) -> Iterator[Slot | None]:
@@ -121,7 +122,19 @@ class PrefixCache:
             for entry in self._entries:
                 if entry.is_kept_by(keeper):
                     entry.keeper = None
-            self._tidy(self._most_bytes)
+            self._tidy()
+
+    @contextmanager
+    def lending(self, n_bytes: int) -> Iterator[None]:
+        """Keep so much less meanwhile: somebody has slots that are never put in here."""
+        with self._lock:
+            self._lent += n_bytes
+            self._tidy()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lent -= n_bytes
 
     def settle(self) -> None:
         """Close slots without a keeper that hold few tokens, but the last used."""
@@ -135,7 +148,7 @@ class PrefixCache:
             self._is_closed, self._most_bytes = True, -1
             for entry in self._entries:
                 entry.keeper = None
-            self._tidy(self._most_bytes)
+            self._tidy()
 
     def _latest(self, keeper: object) -> _Entry | None:
         return next((entry for entry in self._entries if keeper is None or entry.is_kept_by(keeper)), None)
@@ -149,13 +162,15 @@ class PrefixCache:
         return self._without(own) if own else Slot(self._backend, self._context_length)
 
     def _make_room(self, n_tokens: int, but: _Entry | None = None) -> None:
-        self._tidy(self._most_bytes - self._backend.bytes_of(n_tokens), but)
+        self._tidy(self._backend.bytes_of(n_tokens), but)
 
     def _without(self, entry: _Entry) -> Slot:
         self._entries.remove(entry)
         return entry.slot
 
-    def _tidy(self, most_bytes: int, but: _Entry | None = None) -> None:
+    def _tidy(self, wanted: int = 0, but: _Entry | None = None) -> None:
+        """Close what there is no room for, beside so many bytes that are wanted."""
+        most_bytes = self._most_bytes - self._lent - wanted
         for entry in [entry for entry in self._surplus(most_bytes) if entry is not but]:
             self._without(entry).close()
 

@@ -15,6 +15,7 @@ from edgellm.api import Model
 from edgellm.errors import ArgumentError, EdgeError
 from edgellm.generate import Slot, common, generate
 from edgellm.prefix_cache import MOST_SLOTS, SHORT, PrefixCache
+from edgellm.ranking import Following
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.scheduler import Scheduler
 
@@ -278,6 +279,24 @@ def test_the_bound_of_a_model():
                 assert sum(held) <= allowed
             assert len(model._backend._backend._slots) == len(held)
             assert len(held) in {0: [0], None: [2, 3], 10**9: [6]}[cache_bytes]
+
+
+def test_texts_that_are_embedded_have_their_memory_of_what_rests():
+    with Model(BUNDLED, backend="reference") as model:
+        ids, cached = [5] * 400, model.prefix_cache
+        taken = model._backend.bytes_of(len(ids))
+        for evaluated in (*model.embed_groups([ids]), *model.likelihood_groups([Following(ids, 390)])):
+            for word in ("one ", "two "):
+                model.generate(word * 90, max_tokens=1)
+            assert cached.n_bytes > model.footprint.cache - taken
+            next(evaluated)
+            assert cached.n_bytes <= model.footprint.cache - taken
+            model.generate("three " * 90, max_tokens=1)
+            assert cached.n_bytes <= model.footprint.cache - taken
+            evaluated.close()
+        model.generate("one " * 90, max_tokens=1)
+        model.generate("two " * 90, max_tokens=1)
+        assert cached.n_bytes > model.footprint.cache - taken
 
 
 def test_a_chat_keeps_its_tokens_until_it_is_closed():

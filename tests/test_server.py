@@ -130,7 +130,8 @@ WRONG = [
     ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix", "suffix is given"),
     ("/v1/completions", {"prompt": "a", "best_of": 3}, "best_of", "expected n instead"),
     ("/v1/completions", {"prompt": [1, "a"]}, "prompt", "texts and tokens"),
-    ("/v1/completions", {"prompt": [512]}, "prompt", "token id 512; expected 0 to 511"),
+    ("/v1/completions", {"prompt": [512]}, "prompt", "prompt: token ids from 512 to 512; expected 0 to 511"),
+    ("/v1/completions", {"prompt": [[1], [1, 512]]}, "prompt[1]", "prompt[1]: token ids from 1 to 512"),
     ("/v1/completions", {"prompt": []}, "prompt", "a list that is not empty"),
     ("/v1/completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "expected the ids of tokens"),
     ("/v1/completions", {"prompt": "a", "logit_bias": {"512": 1}}, None, "token id 512"),
@@ -152,7 +153,7 @@ WRONG = [
     ("/v1/completions", {"prompt": "a", "grammar": 'root ::= "'}, None, "grammar"),
     ("/v1/completions", {"prompt": "\ud800"}, None, "half a character"),
     ("/v1/completions", {"prompt": "a", "max_tokens": 600}, None, "the context holds 512"),
-    ("/v1/completions", {"prompt": "a b " * 2000}, None, "do not fit: the context holds 512"),
+    ("/v1/completions", {"prompt": "a b " * 2000}, "prompt", "do not fit: the context holds 512"),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, None, "no chat template"),
     ("/v1/chat/completions", {"messages": [{"role": "robot"}]}, "messages[0].role", "one of system, developer, user"),
     ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
@@ -434,7 +435,7 @@ def test_a_long_text_is_refused_before_its_tokens_are_counted(server, smollm2_pa
         for path, asked in (("completions", {"prompt": text}), ("chat/completions", {"messages": [user(text)]})):
             status, found = large.post(f"/v1/{path}", asked)
             assert (status, found["error"]["code"]) == (400, "context_length_exceeded")
-            expected = r"9000\d{3} characters, which are 11\d{4} tokens or more, do not fit: the context holds 512; "
+            expected = r"(prompt: )?9000\d{3} characters, which are 11\d{4} tokens or more, do not fit: "
             assert re.match(expected, found["error"]["message"])
     status, found = server.post("/v1/completions", {"prompt": [1] * 1_000_000})
     assert (status, found["error"]["message"][:51]) == (400, "1000000 tokens do not fit: the context holds 512; s")
@@ -531,6 +532,31 @@ def test_an_error_in_the_middle_of_a_stream():
             with pytest.raises(openai.APIError, match="the server failed at request"):
                 list(stream)
         until(lambda: server.get("/ready")[1]["answers"] == 0)
+
+
+def test_an_error_in_the_middle_of_a_streamed_response(smollm2_path):
+    before = (
+        "from edgellm.answer import Answer\n"
+        "follow = Answer.follow\n"
+        "def broken(self, *arguments):\n"
+        "    if len(self.completion.ids) == 3: raise KeyError('plugh')\n"
+        "    return follow(self, *arguments)\n"
+        "Answer.follow = broken"
+    )
+    asked = {"model": smollm2_path.stem, "input": "Hello!", "temperature": 0}
+    with Server(smollm2_path, before=before) as server:
+        with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+            events = list(client.responses.create(**asked, stream=True))
+            with pytest.raises(openai.InternalServerError, match="the server failed at request"):
+                client.responses.create(**asked)
+        last = events[-1].response
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert (events[-1].type, last.status, last.error.code) == ("response.failed", "failed", "server_error")
+        assert last.error.message.startswith("the server failed at request")
+        said = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        assert (last.output_text, last.output[0].status) == (said, "incomplete")
+        assert said
+        assert server.get("/ready")[1]["answers"] == 0
 
 
 # Who may ask.

@@ -8,25 +8,9 @@ import numpy as np
 
 from edgellm.api import Model
 from edgellm.arrays import F32
-from edgellm.errors import EdgeError
 from edgellm.server.errors import RequestError
 from edgellm.server.grouped import collected
 from edgellm.server.service import Call
-
-
-def ids_of(model: Model, texts: Sequence[str | list[int]], at: str) -> list[list[int]]:
-    """Texts, or ids of texts, which are checked; raises RequestError that names the one, as `at`[3]."""
-    return [_ids(model, text, f"{at}[{i}]" if len(texts) > 1 else at) for i, text in enumerate(texts)]
-
-
-def _ids(model: Model, text: str | list[int], at: str) -> list[int]:
-    try:
-        ids = model.tokenize(text) if isinstance(text, str) else text
-        model.check_ids(ids)
-    except EdgeError as error:
-        refused = RequestError.of(error)
-        raise RequestError(f"{at}: {error}", status=refused.status, param=at, code=refused.code) from error
-    return ids
 
 
 async def embedded(call: Call, texts: Sequence[Sequence[int]], pooling: str = "mean") -> list[F32]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgellm.answer import Answer, Completion
+from edgellm.api import Model
+from edgellm.errors import EdgeError
 from edgellm.logprobs import Logprob
 from edgellm.request import GRAMMARS
 from edgellm.sampling import DEFAULTS, ORDER, RANGES
@@ -84,6 +86,23 @@ def texts(given: Any, at: str) -> list[str | list[int]]:
     if len(kinds) > 1:
         raise RequestError(f"{at} has texts and tokens; expected a text, its ids, or a list of either", param=at)
     return [given] if kinds == {int} else list(given)
+
+
+def ids_of(model: Model, texts: Sequence[str | list[int]], at: str) -> list[list[int]]:
+    """Texts, or ids of texts, which are checked; raises RequestError that names the one, as `at`[3]."""
+    return [_ids(model, text, f"{at}[{i}]" if len(texts) > 1 else at) for i, text in enumerate(texts)]
+
+
+def _ids(model: Model, text: str | list[int], at: str) -> list[int]:
+    try:
+        if isinstance(text, str):
+            model.tokenizer.check_size(text, model.context_length)
+        ids = model.tokenize(text) if isinstance(text, str) else text
+        model.check_ids(ids)
+    except EdgeError as error:
+        refused = RequestError.of(error)
+        raise RequestError(f"{at}: {error}", status=refused.status, param=at, code=refused.code) from error
+    return ids
 
 
 def options(fields: dict[str, Any]) -> dict[str, Any]:

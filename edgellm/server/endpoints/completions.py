@@ -9,7 +9,6 @@ from starlette.responses import JSONResponse, Response
 
 from edgellm.answer import Answer, Completion, Piece
 from edgellm.api import Model
-from edgellm.generate import check_room
 from edgellm.logprobs import Logprob
 from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
@@ -51,10 +50,14 @@ def _asked(call: Call) -> Asked:
             options["prompt_logprobs"] = fields["logprobs"]
     given, n = openai.texts(fields["prompt"], "prompt"), fields.get("n", 1)
     call.service.check_room(len(given) * n)  # before thousands of them are made ready
-    prompts = [_ids(model, prompt) for prompt in given]
-    answers = [model.begin_ids(ids, **each) for _, ids in prompts for each in openai.each_seed(options, n)]
-    echoed = [text if fields.get("echo") else "" for text, _ in prompts for _ in range(n)]
+    prompts = openai.ids_of(model, given, "prompt")
+    answers = [model.begin_ids(ids, **each) for ids in prompts for each in openai.each_seed(options, n)]
+    echoed = [_text(model, prompt) if fields.get("echo") else "" for prompt in given for _ in range(n)]
     return Asked(echoed, answers, answers[::n])
+
+
+def _text(model: Model, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else model.detokenize(prompt)
 
 
 def _check(fields: dict[str, Any]) -> None:
@@ -65,20 +68,6 @@ def _check(fields: dict[str, Any]) -> None:
         )
     if fields.get("best_of", 1) not in (1, fields.get("n", 1)):
         raise RequestError("best_of is given, but all answers are told here; expected n instead", param="best_of")
-
-
-def _ids(model: Model, prompt: str | list[int]) -> tuple[str, list[int]]:
-    """A prompt as text and as ids."""
-    if isinstance(prompt, str):
-        model.tokenizer.check_size(prompt, model.context_length)
-        return prompt, model.tokenize(prompt)
-    check_room(len(prompt), 0, model.context_length)
-    bad = [id for id in prompt if id >= model.tokenizer.vocab_size]
-    if bad:
-        raise RequestError(
-            f"prompt has the token id {bad[0]}; expected 0 to {model.tokenizer.vocab_size - 1}", param="prompt"
-        )
-    return model.detokenize(prompt), prompt
 
 
 async def _whole(call: Call, asked: Asked, answers: Answers) -> Response:

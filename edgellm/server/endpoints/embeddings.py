@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from edgellm.arrays import F32
 from edgellm.embedding import POOLINGS
 from edgellm.server import openai
-from edgellm.server.embedding import check_dimensions, embedded, ids_of, shortened
+from edgellm.server.embedding import check_dimensions, embedded, shortened
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.schema import Duration, Kind, Object, Text, Whole
 from edgellm.server.service import Call
@@ -30,7 +30,7 @@ async def embed(call: Call) -> Response:
     """`pooling` is ours: "last" for models that are trained for it."""
     fields, model = call.fields, (await call.load()).model
     check_dimensions(model, fields.get("dimensions"))
-    texts = await run_in_threadpool(ids_of, model, openai.texts(fields["input"], "input"), "input")
+    texts = await run_in_threadpool(openai.ids_of, model, openai.texts(fields["input"], "input"), "input")
     vectors = await embedded(call, texts, fields.get("pooling", "mean"))
     return await run_in_threadpool(_told, call, vectors, sum(map(len, texts)))
 

@@ -14,7 +14,7 @@ from edgellm.api import Model
 from edgellm.arrays import F32
 from edgellm.chat import Question
 from edgellm.server import openai, turn
-from edgellm.server.embedding import check_dimensions, embedded, ids_of, shortened
+from edgellm.server.embedding import check_dimensions, embedded, shortened
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError, ollama
 from edgellm.server.messages import TOOLS
@@ -315,7 +315,7 @@ async def _embedded(call: Call, texts: list[str]) -> tuple[list[F32], int]:
 
 def _ids(model: Model, texts: list[str], truncates: bool) -> list[list[int]]:
     cut = [model.tokenize(text)[: model.context_length] for text in texts] if truncates else texts
-    return ids_of(model, cut, "input")
+    return openai.ids_of(model, cut, "input")
 
 
 EMBED = {**COMMON, "input": Either((Text(), ListOf(Text()))), "truncate": Flag(), "dimensions": Whole(1)}

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from edgellm.api import Model
 from edgellm.generate import common
 from edgellm.ranking import Following
-from edgellm.server.embedding import ids_of
+from edgellm.server import openai
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
 from edgellm.server.grouped import collected
@@ -59,7 +59,7 @@ def _following(model: Model, documents: list[str], query: str) -> list[Following
         raise RequestError("query is empty; expected a text", param="query")
     encode = partial(model.tokenize, parse_special=False)
     before = [f"{document}{BETWEEN}" for document in documents]
-    ids = ids_of(model, [encode(f"{text} {query}") for text in before], "documents")
+    ids = openai.ids_of(model, [encode(f"{text} {query}") for text in before], "documents")
     return [_after(each, encode(text)) for each, text in zip(ids, before, strict=True)]
 
 

@@ -14,6 +14,7 @@ from edgellm.sampling import DEFAULTS
 from edgellm.server import openai, turn
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
+from edgellm.server.log import told
 from edgellm.server.messages import arguments_of
 from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Object, Tagged, Text, Whole
 from edgellm.server.service import Answers, Call
@@ -237,6 +238,14 @@ class _Writer:
             yield from self._called(called)
         yield self._event(f"response.{status}", response=self.response(status))
 
+    def fail(self, error: RequestError) -> dict[str, Any]:
+        """What is open stays as far as it came."""
+        if self._is_open:
+            self._items[-1]["status"] = "incomplete"
+        code = "invalid_prompt" if error.status < 500 else "server_error"
+        failed = {**self.response("failed"), "error": {"code": code, "message": str(error)}}
+        return self._event("response.failed", response=failed)
+
     def _open(self, type_: str) -> Iterator[dict[str, Any]]:
         prefix = "rs" if type_ == "reasoning" else "msg"
         item: dict[str, Any] = {"id": f"{prefix}_{secrets.token_hex(24)}", "type": type_, "status": "in_progress"}
@@ -311,7 +320,7 @@ class _Writer:
             "id": self._id,
             "object": "response",
             "created_at": self._created,
-            "completed_at": int(time.time()) if is_over else None,
+            "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
@@ -346,9 +355,8 @@ class _Writer:
         }
 
 
-async def _events(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[dict[str, Any] | None, None]:
+async def _events(writer: _Writer, asked: Asked, answers: Answers) -> AsyncGenerator[dict[str, Any] | None, None]:
     """What happens, and None as a sign of life; the last event has all of the response."""
-    writer = _Writer(call, asked)
     for event in writer.begin():
         yield event
     async for news in turn.told(asked, answers):
@@ -364,14 +372,18 @@ async def _events(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[
 
 async def _whole(call: Call, asked: Asked, answers: Answers) -> Response:
     last: dict[str, Any] = {}
-    async for event in _events(call, asked, answers):
+    async for event in _events(_Writer(call, asked), asked, answers):
         last = event or last
     return JSONResponse(last["response"])
 
 
 async def _chunks(call: Call, asked: Asked, answers: Answers) -> AsyncGenerator[bytes, None]:
-    async for event in _events(call, asked, answers):
-        yield PING if event is None else _named(event)
+    writer = _Writer(call, asked)
+    try:
+        async for event in _events(writer, asked, answers):
+            yield PING if event is None else _named(event)
+    except Exception as error:
+        yield _named(writer.fail(told(error, call.notes)))
 
 
 def _named(event: dict[str, Any]) -> bytes:
