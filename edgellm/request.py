@@ -136,7 +136,7 @@ class Answers:
         """Raises ArgumentError for no ids, or what is none."""
         if not len(ids):
             raise ArgumentError("there are no tokens to begin with, and this model adds none; give some text")
-        if not all(0 <= id < self._vocab_size for id in ids):
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
             raise ArgumentError(f"token ids from {min(ids)} to {max(ids)}; expected 0 to {self._vocab_size - 1}")
 
     def _window(self, request: Request) -> Window | None:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from edgellm.tokenizer import Tokenizer
 
 
+LONGEST_CHARACTER = 4
+"""Bytes in UTF-8."""
+
+
 class TextStream:
     """Ids to text, piece by piece, as it goes on after the text of `context_ids`.
 
@@ -24,7 +28,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._begun = False
-        self._shown(b"".join(map(self._bytes, context_ids)))
+        self._shown(self._end_of(context_ids))
 
     def push(self, id: int) -> str:
         return self._shown(self._bytes(id))
@@ -32,6 +36,15 @@ class TextStream:
     def flush(self) -> str:
         """What is left at the end."""
         return self._shown(b"", final=True)
+
+    def _end_of(self, ids: Sequence[int]) -> bytes:
+        """As many of the last bytes as it takes to know which character is incomplete, and that one was before."""
+        raw = b""
+        for id in reversed(ids):
+            raw = self._bytes(id) + raw
+            if len(raw) >= LONGEST_CHARACTER:
+                break
+        return raw
 
     def _bytes(self, id: int) -> bytes:
         return b"" if self._tokenizer.is_special(id) else self._tokenizer.token_bytes(id)

@@ -58,6 +58,13 @@ PROMPTS = st.tuples(st.integers(0, 2), st.integers(0, 300), st.integers(0, 40), 
 ANSWERS = st.lists(st.tuples(PROMPTS, st.integers(0, 60), st.integers(0, 3)), min_size=2, max_size=12)
 
 
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2), max_size=5), st.lists(st.integers(0, 2), max_size=5))
+def test_common_counts_up_to_the_first_difference(begun, some, others):
+    some, others = [*begun, *some], (*begun, *others)
+    differ = [at for at, (one, other) in enumerate(zip(some, others, strict=False)) if one != other]
+    assert common(some, others) == min([*differ, len(some), len(others)])
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(["llama", "mistral", "lfm2"]), st.sampled_from([0, 200, 400, 512]), ANSWERS)
 @pytest.mark.parametrize("kind", ["cpu", "reference"])

@@ -22,6 +22,14 @@ def test_pieces_are_what_decode_adds(tokenizer, text, ids):
     assert tokenizer.decode(context) + "".join(streamed(tokenizer, context, ids)) == tokenizer.decode(context + ids)
 
 
+@given(any_tokenizer, ids, ids)
+def test_after_any_context_the_pieces_are_those_after_having_pushed_it(tokenizer, context, ids):
+    stream = TextStream(tokenizer)
+    for id in context:
+        stream.push(id)
+    assert streamed(tokenizer, context, ids) == [*map(stream.push, ids), stream.flush()]
+
+
 @given(any_tokenizer, ids)
 def test_without_context_the_pieces_are_decode(tokenizer, ids):
     assert "".join(streamed(tokenizer, [], ids)) == tokenizer.decode(ids)
