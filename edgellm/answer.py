@@ -1,4 +1,4 @@
-"""One answer: what is told of it, and how it is made of tokens, alone or beside others."""
+"""One answer: its text, tokens and timings, and how it is made, alone or batched with others."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Timings:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt's tokens, those that the cache held already."""
+    """Tokens of the prompt that were in the cache already."""
     prompt_seconds: float = 0.0
     generated_tokens: int = 0
-    """The one that ended the answer included."""
+    """Including the one that ended the answer."""
     generate_seconds: float = 0.0
     drafted_tokens: int = 0
-    """With `speculate`: tokens that were proposed, and below those of them that were right."""
+    """With `speculate`: how many tokens were proposed; `accepted_tokens` of them were right."""
     accepted_tokens: int = 0
 
     @property
@@ -44,7 +44,7 @@ class Timings:
 
     @property
     def generated_per_second(self) -> float:
-        """The first token comes out of the prompt's evaluation, so it does not count."""
+        """Without the first token, which comes from evaluating the prompt."""
         return max(0, self.generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
 
 
@@ -54,42 +54,42 @@ class Completion:
 
     text: str
     ids: list[int]
-    """Tokens generated, without the one that ended the answer; with a stop string, `text` is shorter than they are."""
+    """The generated tokens, without the one that ended the answer. If a stop string came, `text` ends before theirs."""
     finish_reason: str
-    """"stop": the model ended, the answer is complete, or a stop string came; "length": max_tokens or the context is
-    used up; "tool_calls": the model ended after calls; "cancelled"."""
+    """"stop": the model ended the answer, it is complete (structured output), or a stop string came; "length":
+    max_tokens or the context is used up; "tool_calls": the model ended after calls; "cancelled"."""
     prompt_ids: list[int]
     timings: Timings
     tool_calls: list[ToolCall] = field(default_factory=list)
-    """What the model asks for, in a chat with `tools`; `text` is without them."""
+    """The model's calls, in a chat with `tools`; `text` does not contain them."""
     dropped_tokens: int = 0
-    """With overflow="shift": the oldest tokens of the prompt, for which there was no room; `prompt_ids` is without.
-    With "window" too, and besides those that were dropped, of prompt and answer, while the answer was made."""
+    """With overflow="shift": how many of the prompt's oldest tokens were left out; `prompt_ids` does not have them.
+    With "window", also those that were dropped from prompt and answer while the answer was made."""
     dropped_messages: Sequence[Mapping[str, Any]] = ()
-    """With overflow="shift" or "window", in a chat: the oldest messages, without which the answer was made."""
+    """In a chat with overflow="shift" or "window": the oldest messages, which the model did not see."""
     logprobs: list[Logprob] = field(default_factory=list)
-    """With `logprobs`: of each of `ids`, and perhaps of the token that ended the answer."""
+    """With `logprobs`: one for each of `ids`, and for the token that ended the answer, if there was one."""
     prompt_logprobs: list[Logprob] = field(default_factory=list)
-    """With `prompt_logprobs`: of each of `prompt_ids` but the first, which nothing comes before."""
+    """With `prompt_logprobs`: one for each of `prompt_ids` except the first."""
     from_cache: bool = False
-    """With an AnswerCache: the answer was made before; nothing was evaluated now, and its timings have no seconds."""
+    """The answer comes from an AnswerCache: nothing was evaluated, and its timings have no seconds."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more text of an answer; the text may be empty while a character or a stop string is incomplete."""
+    """The next bit of an answer's text; it is empty while a character or a possible stop string is incomplete."""
 
     text: str
     id: int | None
-    """The token it came with; None for what is left at the end."""
+    """The token that gave it; None for text that is left over at the end."""
     tool_calls: Sequence[ToolCall] = ()
-    """Calls that are complete."""
+    """Calls that are now complete."""
 
 
 class Stream(Iterator[Piece]):
-    """An answer while it is generated. Iterate for the pieces; `completion` has all that came so far.
+    """An answer while it is generated. Iterate over it for the pieces; `completion` has everything so far.
 
-    Closing it early (`close`, or leaving a with-statement) stops the answer and keeps what was said.
+    Closing it early (`close`, or leaving a with-statement) stops the answer and keeps what was generated.
     """
 
     def __init__(self, pieces: Iterator[Piece], completion: Completion) -> None:
@@ -111,18 +111,18 @@ class Stream(Iterator[Piece]):
 
 
 class Turn:
-    """What is made of an answer's pieces before anybody sees them, and of the answer when it is over: nothing. A chat
-    does more."""
+    """Hooks around an answer: what becomes of its pieces before anybody sees them, and of the answer when it is over.
+    These do nothing; a chat's do."""
 
     def show(self, piece: Piece) -> Piece | None:
         return piece
 
     def finish(self) -> Piece | None:
-        """What is left at the end of an answer that was not stopped early."""
+        """The rest of an answer that was not stopped early."""
         return None
 
     def remember(self) -> None:
-        """The answer is over, or stopped."""
+        """Called when the answer is over, or was stopped."""
 
 
 @dataclass

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_DEFAULT_CONTEXT = 8192
-"""A context that nobody asked for is not larger: its cache would be the largest thing in memory."""
+"""The default context is not longer than this: its cache would be the largest thing in memory."""
 
 
 def load(
@@ -60,15 +60,22 @@ def load(
     kv: str = "f16",
     adapters: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Model:
-    """Load a model: a catalog name (fetched if it must be), a .edge or .gguf file, or a Hugging Face folder.
+    """Load a model: a catalog name (downloaded if it is not here yet), a .edge or .gguf file, or a Hugging Face folder.
 
-    `context_length` is the most tokens of a prompt with its answer; by default the model's, at most 8192. `n_threads`
-    is by default all there are. Of the answers of `submit_ids`, up to `at_once` are made in a step, each in a cache of
-    its own. What recent prompts and answers left in memory is used by those that begin alike: at most `cache_bytes` of
-    it, by default what one full context takes, besides what open chats hold. An `answer_cache` gives answers again that
-    were made before: see edgellm.AnswerCache. With `kv` "q8" keys and values are kept in 8 bits, which is half the
-    memory of "f16". `adapters` are low-rank adapters with their scales, all of which are added to the model's weights
-    where nobody asks for others; see `load_adapter`. Raises an EdgeError that says what is wrong and what to do.
+    - `backend`: "cpu" or "reference"; by default the best one that runs here.
+    - `context_length`: the most tokens that a prompt and its answer may have together; by default the model's own
+      limit, but at most 8192.
+    - `n_threads`: by default one per available core.
+    - `at_once`: how many answers of `submit_ids`, `astream` and `agenerate` are batched in one step. Each has a KV
+      cache of its own.
+    - `cache_bytes`: how much memory the KV caches of finished prompts and answers may keep, so that prompts with the
+      same beginning are evaluated faster. By default as much as one full context, not counting open chats.
+    - `answer_cache`: returns answers that were made before; see edgellm.AnswerCache.
+    - `kv`: "f16", or "q8" to keep keys and values in 8 bits, which takes half the memory.
+    - `adapters`: (path, scale) of low-rank adapters, added to the model's weights in every answer that does not name an
+      adapter of its own; see `load_adapter`.
+
+    Raises an EdgeError that says what is wrong and what to do.
     """
     made = Model(
         store.resolve(os.fspath(model)),
@@ -90,9 +97,9 @@ def load(
 
 
 class Model:
-    """A model ready to run. Close it, or use it in a with-statement, to unmap its file.
+    """A loaded model. Close it, or use it in a with-statement, to unmap its file.
 
-    Any number of threads may use it: their steps run one after the other.
+    It may be used from any number of threads; their steps run one after the other.
     """
 
     def __init__(
@@ -118,7 +125,7 @@ class Model:
         loaded = open_model(path)
         self._file, self.config, self._architecture = loaded.file, loaded.config, loaded.architecture
         self.adapter: Adapter | None = None
-        """What answers are made with that do not say."""
+        """The one that is used unless an answer asks for another."""
         try:
             if not store.verified(path):
                 self._file.verify()
@@ -152,21 +159,21 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model's file: another one for other weights, tokenizer or config."""
+        """A hash of the model's file; it changes with the weights, the tokenizer or the config."""
         return self._file.fingerprint
 
     @property
     def footprint(self) -> Footprint:
-        """The memory that the model takes."""
+        """How much memory the model takes."""
         return self._backend.footprint
 
     def load_adapter(self, path: str | os.PathLike[str], scale: float = 1.0) -> Adapter:
-        """A low-rank adapter (LoRA) for this model's answers: `generate(..., adapter=a)`, `chat(adapter=a)`.
+        """Load a low-rank adapter (LoRA), to be used as `generate(..., adapter=a)` or `chat(adapter=a)`.
 
-        It is a folder as PEFT saves it, or a GGUF file of llama.cpp; what it adds is multiplied by `scale`. The model's
-        weights stay as they are, so answers with other adapters, or none, may be made at the same time. Raises
-        ModelNotFoundError, CheckpointError for one that is damaged or another model's, and UnsupportedError for one
-        that asks for what is not computed.
+        `path` is a folder saved by PEFT, or a GGUF file of llama.cpp; what the adapter adds is multiplied by `scale`.
+        The model's weights do not change, so answers with other adapters, or with none, can be made at the same time.
+        Raises ModelNotFoundError if there is nothing at `path`, CheckpointError if it is damaged or made for another
+        model, and UnsupportedError if it uses something that edgellm does not compute.
         """
         self._check_open()
         if not math.isfinite(scale):
@@ -178,7 +185,7 @@ class Model:
         return adapter
 
     def generate(self, prompt: str, **options: Any) -> Completion:
-        """Continue a text. Takes what `stream` takes; returns when the answer is complete."""
+        """Continue a text, and return the complete answer. Takes the same arguments as `stream`."""
         stream = self.stream(prompt, **options)
         for _ in stream:
             pass
@@ -203,28 +210,30 @@ class Model:
         prompt_logprobs: int | None = None,
         **more: Any,
     ) -> Stream:
-        """Continue a text, piece by piece. `more` are the fields of SamplingParams: temperature, top_k..., and
-        `adapter`, one of `load_adapter`, or None for none.
+        """Continue a text, piece by piece. Special tokens written in the prompt are read as such.
 
-        Special tokens written in the prompt count as such. Without `max_tokens` the answer goes on until the model
-        ends it or the context is full. With `speculate`, up to so many tokens that followed the last ones before, in
-        prompt or answer, are checked in one step: the same answer, sooner where texts repeat themselves. The answer has
-        none of the `banned_strings`: it goes back to where one began, and on in another way.
-
-        Raises ContextOverflowError before the first piece when prompt and `max_tokens` do not fit the context, unless
-        `overflow` is "shift": then the prompt's oldest tokens are left out, and the completion's `dropped_tokens` says
-        how many; three quarters of the context stay, or less for a longer answer, and BOS. With "window" the first four
-        tokens stay, and an answer may be longer than the context: whenever that is full, half of the tokens after those
-        four are dropped, and the later ones move up without being evaluated again (arXiv:2309.17453); `dropped_tokens`
-        counts them too. Raises UnsupportedError for models with learned positions.
-
-        At most one of `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` and `grammar`
-        (GBNF) says what an answer must be: one that ends by itself is, one that is cut is the beginning of such a one.
-        Raises UnsupportedError, before the first piece, for what cannot be kept to. A logits processor is called with
-        the ids so far and the (vocab_size,) logits of the next token, and returns logits; they are called in order.
-
-        With `logprobs` the completion has how likely each token was, and that many of the likeliest; `prompt_logprobs`
-        is the same for the prompt, all of which is evaluated then.
+        - `max_tokens`: by default the answer goes on until the model ends it or the context is full.
+        - `stop`: the answer ends before the first of these texts.
+        - `ignore_eos`: go on after the model has ended its answer.
+        - `overflow`: what happens if the prompt and `max_tokens` do not fit the context. "error" raises
+          ContextOverflowError before the first piece. "shift" leaves out the oldest tokens of the prompt, except BOS,
+          so that three quarters of the context are used, or less if `max_tokens` needs more room; the completion's
+          `dropped_tokens` says how many. "window" also lets the answer go on past a full context: whenever it is full,
+          the first four tokens stay, half of the others are dropped, oldest first, and the rest move up without
+          being evaluated again (arXiv:2309.17453). It raises UnsupportedError for models with learned positions.
+        - `speculate`: look up what followed the last few tokens earlier in the text, and check up to this many tokens
+          in one step. The answer is the same, but comes sooner where the text repeats itself.
+        - `banned_strings`: texts that the answer must not contain. Where one appears, generation goes back to its
+          first token and chooses another one.
+        - `json_schema` (a schema, or its text), `regex` (matched as a whole), `choices` or `grammar` (GBNF), at most
+          one of them: the form of the answer. An answer that ends by itself is valid; one that is cut off is the
+          beginning of a valid one. Raises UnsupportedError before the first piece for what cannot be guaranteed.
+        - `logits_processors`: each is called with the ids so far and the (vocab_size,) logits of the next token, and
+          returns logits; they are called in order.
+        - `logprobs`: add to the completion how likely each token was, and this many of the likeliest alternatives.
+        - `prompt_logprobs`: the same for the prompt, all of which is then evaluated.
+        - `more`: the fields of SamplingParams (temperature, top_k...), and `adapter`, from `load_adapter`, or None for
+          no adapter.
         """
         return self.stream_ids(
             self.tokenize(prompt),
@@ -245,32 +254,32 @@ class Model:
         )
 
     def stream_ids(self, prompt_ids: Sequence[int], *, keeper: object = None, **options: Any) -> Stream:
-        """As `stream`, from at least one token id; what the answer leaves in memory stays there for a `keeper`, until
-        that object is gone or released (`prefix_cache.release`)."""
+        """As `stream`, but from token ids, of which there must be at least one. With a `keeper`, the KV cache of prompt
+        and answer stays in memory until that object is deleted or released (`prefix_cache.release`)."""
         answer = self._answers.begin(prompt_ids, self._request(options))
         return Stream(self._pieces(answer, keeper), answer.completion)
 
     async def agenerate(self, prompt: str, **options: Any) -> Completion:
-        """As `generate`, to be awaited; cancelling the task stops the answer at any token. See `astream`."""
+        """As `generate`, but awaited. Cancelling the task stops the answer at the next token. See `astream`."""
         async with self.astream(prompt, **options) as stream:
             async for _ in stream:
                 pass
         return stream.completion
 
     def astream(self, prompt: str, **options: Any) -> AsyncStream:
-        """As `stream`, for `async for`: the event loop is never blocked, and answers under way at once are made in the
-        same steps. It raises nothing before the first piece is asked for."""
+        """As `stream`, for `async for`. It never blocks the event loop, and concurrent answers are batched. Nothing is
+        raised before the first piece is asked for."""
         from edgellm.async_stream import AsyncStream
 
         return AsyncStream(lambda: (self.begin_ids(self.tokenize(prompt), **options), Turn()), self.submit)
 
     def submit_ids(self, prompt_ids: Sequence[int], listener: Listener, **options: Any) -> Job:
-        """As `stream_ids`, made by the model's own thread beside its other answers: see edgellm.engine. Returns at
-        once; `listener` is called with each piece, and at last with the Completion or the exception."""
+        """As `stream_ids`, but made by the model's own thread, batched with its other answers: see edgellm.engine.
+        Returns at once; `listener` is called with each piece, and finally with the Completion or the exception."""
         return self.submit(self.begin_ids(prompt_ids, **options), listener)
 
     def begin_ids(self, prompt_ids: Sequence[int], **options: Any) -> Answer:
-        """What `submit_ids` checks and prepares, for `submit`."""
+        """Check and prepare an answer for `submit`."""
         return self._answers.begin(prompt_ids, self._request(options))
 
     def _request(self, options: Mapping[str, Any]) -> Request:
@@ -284,25 +293,25 @@ class Model:
             raise ArgumentError(f"the adapter {found} was not loaded for this model; load it with model.load_adapter")
 
     def submit(self, answer: Answer, listener: Listener) -> Job:
-        """Let an answer that was begun be made."""
+        """Have an answer made that `begin_ids` has prepared."""
         return self._engine.submit(answer, listener)
 
     def under_way(self) -> list[Answer]:
-        """Those that were submitted and are not over, the first of them in slots; they change meanwhile."""
+        """Answers that were submitted and are not finished, first those that have a slot. They may still change."""
         return self._engine.under_way()
 
     def generate_batch(self, prompts: Sequence[str], *, at_once: int = AT_ONCE, **options: Any) -> list[Completion]:
-        """Continue many texts, up to `at_once` of them in each step of the model: what `generate` gives for each.
+        """Continue many texts, `at_once` of them in each step of the model. Each answer is what `generate` would give.
 
-        Takes what `stream` takes, for all alike. A place that becomes free goes to the next prompt; what prompts begin
-        with alike is evaluated once. Each sequence under way takes the memory of its own cache. Raises
-        ContextOverflowError before it begins when one does not fit.
+        Takes the same arguments as `stream`, which apply to all prompts. When an answer is finished, the next prompt
+        takes its place; a beginning that prompts share is evaluated once. Each sequence in progress has a KV cache of
+        its own. Raises ContextOverflowError before starting if a prompt does not fit.
         """
         request, ids = self._request(options), [self.tokenize(prompt) for prompt in prompts]
         return self._batch([self._answers.begin(each, request) for each in ids], at_once)
 
     def generate_many(self, prompt: str, n: int, *, at_once: int = AT_ONCE, **options: Any) -> list[Completion]:
-        """`n` answers to one prompt, which is evaluated once; with a seed, that of the i-th is seed + i from 0 on."""
+        """`n` answers to one prompt, which is evaluated once. With a seed, the i-th answer (from 0) uses seed + i."""
         request, ids = self._request(options), self.tokenize(prompt)
         if n < 1:
             raise ArgumentError(f"n is {n}; expected 1 answer or more")
@@ -320,10 +329,11 @@ class Model:
         ignore_eos: bool = False,
         length_penalty: float = 1.0,
     ) -> list[Completion]:
-        """The `n` answers of the highest score, that first, which a search with so many beams finds: the sum of the
-        tokens' `logprobs`, the one that ends the answer included, divided by their number ** length_penalty.
+        """The `n` best answers that a search with `beams` beams finds, the best first. The score of an answer is the
+        sum of its tokens' log-probabilities, including the token that ends it, divided by their number **
+        length_penalty.
 
-        Each beam takes the memory of its own cache.
+        Each beam has a KV cache of its own.
         """
         ids = self.tokenize(prompt)
         self._answers.check(ids)
@@ -380,10 +390,11 @@ class Model:
     def save_cache(
         self, path: str | os.PathLike[str], *, keeper: object = None, extra: Mapping[str, Any] | None = None
     ) -> int:
-        """Write what the last answer, or that of a `keeper`, left in memory, to a file for `load_cache`: those tokens
-        need not be evaluated again. Returns how many there are.
+        """Write the KV cache of the last answer, or of the one with that `keeper`, to a file for `load_cache`, so that
+        its tokens need not be evaluated again. Returns their number.
 
-        `extra`, which JSON can hold, is kept too. Raises ArgumentError if there is nothing, or it cannot be written.
+        `extra` (JSON) is stored with it. Raises ArgumentError if there is nothing to save, or the file cannot be
+        written.
         """
         with self.prefix_cache.latest(keeper) as slot:
             if slot is None or not slot.ids:
@@ -394,9 +405,9 @@ class Model:
     def load_cache(
         self, path: str | os.PathLike[str], *, keeper: object = None, adapter: Adapter | None = None
     ) -> cache_file.Saved:
-        """Read what `save_cache` wrote, for prompts that begin so.
+        """Read a file of `save_cache`, to be used by prompts that begin with its tokens.
 
-        Raises ArgumentError for a file that is damaged, or was written with another model, adapter (by default the
+        Raises ArgumentError if the file is damaged, or was written with another model, adapter (by default the
         model's), backend or context length.
         """
         adapter = adapter or self.adapter
@@ -411,7 +422,7 @@ class Model:
         return saved
 
     def _bound_to(self, adapter: Adapter | None) -> dict[str, Any]:
-        """What a cache is good for."""
+        """What must be the same for a cache to be used again."""
         return {
             "fingerprint": self.fingerprint, "backend": self.backend_name, "layout": self._backend.CACHE_LAYOUT,
             "edgellm": __version__, "context_length": self.context_length,
@@ -419,7 +430,7 @@ class Model:
         }  # fmt: skip
 
     def open_slot(self) -> Slot:
-        """A slot of one's own; raises EdgeError after `close`."""
+        """A new slot, which the caller closes. Raises EdgeError after `close`."""
         return self._open_slot(self.adapter)
 
     def _open_slot(self, adapter: Adapter | None) -> Slot:
@@ -427,14 +438,14 @@ class Model:
         return Slot(self._backend, self.context_length, adapter)
 
     def chat(self, system: str | None = None, *, adapter: Adapter | None = None) -> Chat:
-        """A conversation, with an adapter of `load_adapter`, by default the model's; raises ChatTemplateError if the
-        model has no chat template."""
+        """Begin a conversation; `adapter` is one of `load_adapter`, by default the model's. Raises ChatTemplateError if
+        the model has no chat template."""
         from edgellm.chat import Chat
 
         return Chat(self, system, adapter or self.adapter)
 
     def logits(self, ids: Sequence[int]) -> F32:
-        """(n, vocab_size) float32: after each of the n tokens, the logits of the next."""
+        """For each of n tokens the logits of the token that follows: (n, vocab_size) float32."""
         self._answers.check(ids)
         slot = self.open_slot()
         try:
@@ -443,16 +454,16 @@ class Model:
             slot.close()
 
     def score(self, text: str) -> list[Logprob]:
-        """How likely the model finds a text: the natural logarithm of the probability of each token but the first,
-        given those before it. Their sum is that of the text. Raises ContextOverflowError if it does not fit."""
+        """How likely the model finds a text: the natural logarithm of the probability of each token except the first,
+        given those before it. Their sum is the log-probability of the text. Raises ContextOverflowError if the text
+        does not fit."""
         return self.generate(text, max_tokens=0, prompt_logprobs=0).prompt_logprobs
 
     def embed(self, text: str, *, pooling: str = "mean") -> F32:
-        """(hidden_size,) float32 of length 1: a direction that is similar for texts of similar meaning.
+        """An embedding: (hidden_size,) float32 of length 1, which is similar for texts of similar meaning.
 
-        It is the mean over the tokens of what the model computes their logits from, or with `pooling="last"` what it
-        computes those of the last token from, as models that are trained for it may want. Raises ContextOverflowError
-        if the text does not fit.
+        It is the mean of the last hidden states of all tokens, or with `pooling="last"` that of the last token, which
+        some embedding models are trained for. Raises ContextOverflowError if the text does not fit.
         """
         check_pooling(pooling)
         ids = self.tokenize(text)
@@ -461,33 +472,34 @@ class Model:
         return found
 
     def embed_groups(self, texts: Sequence[Sequence[int]], pooling: str = "mean") -> Iterator[Steps]:
-        """What `embed` gives, of many texts as ids that were checked: in groups that are evaluated together, each a
-        step of the model at a time."""
+        """What `embed` gives, for many texts as checked ids: in groups that are evaluated together, one step of the
+        model at a time."""
         check_pooling(pooling)
         for group in groups([len(ids) for ids in texts], self._backend.MAX_ROWS):
             yield self._beside(embeddings(self.open_slot, texts[group], pooling), texts[group])
 
     def likelihood_groups(self, texts: Sequence[Following]) -> Iterator[Generator[list[float], None, None]]:
-        """How likely a text is after each of others, as ids that were checked, in groups as `embed_groups` has them."""
+        """How likely each text is to follow another, both as checked ids; in groups, as in `embed_groups`."""
         for group in groups([len(each.ids) for each in texts], self._backend.MAX_ROWS):
             yield self._beside(likelihoods(self.open_slot, texts[group]), [each.ids for each in texts[group]])
 
     def _beside(self, steps: Generator[T, None, None], texts: Sequence[Sequence[int]]) -> Generator[T, None, None]:
-        """Steps of texts in slots of their own, whose memory is taken from that of slots at rest."""
+        """Run steps whose slots take their memory from the share of the prefix cache."""
         with self.prefix_cache.lending(sum(self._backend.bytes_of(len(ids)) for ids in texts)), closing(steps):
             yield from steps
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Raise ArgumentError for no ids or what is none, ContextOverflowError for too many."""
+        """Raise ArgumentError if there are no ids or one is not in the vocabulary, and ContextOverflowError if there
+        are too many."""
         self._answers.check(ids)
         check_room(len(ids), 0, self.context_length)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Text -> ids. `add_special` puts the model's BOS or EOS, `parse_special` reads special tokens in the text."""
+        """Text -> ids. `add_special` adds the model's BOS or EOS; `parse_special` reads special tokens in the text."""
         return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Ids -> text, special tokens left out."""
+        """Ids -> text, without special tokens."""
         return self.tokenizer.decode(ids)
 
     def close(self) -> None:
@@ -511,7 +523,8 @@ class Model:
 
 
 def allowed_context(asked: int | None, model: int) -> int:
-    """The context that was asked for, or the default of a model that allows that many tokens; raises ArgumentError."""
+    """The context length to use: the one asked for, or the default for a model with that limit. Raises ArgumentError if
+    the model does not allow it."""
     if asked is None:
         return min(model, MAX_DEFAULT_CONTEXT)
     if not 1 <= asked <= model:

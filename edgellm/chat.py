@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """Made by Model.chat. `messages` is the history, as dicts with "role" and "content"; it may be edited. So may
-    `adapter`, with which the next answer is made, after all before it was evaluated again."""
+    """A conversation; made by Model.chat. `messages` is the history, as dicts with "role" and "content", and may be
+    edited. `adapter` may be changed too: the history is then evaluated again with the next answer."""
 
     def __init__(self, model: Model, system: str | None = None, adapter: Adapter | None = None) -> None:
         self._model, self.adapter = model, adapter
@@ -37,16 +37,16 @@ class Chat:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the conversation that the cache holds; 0 while an answer is under way."""
+        """How many tokens of the conversation are in the cache; 0 while an answer is being generated."""
         return len(self._model.prefix_cache.tokens_of(self))
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the template has opened a thought, so that the answer begins within it."""
+        """Whether the template ends with the start of a thought, so that the answer begins inside it."""
         return is_thought_open(self._prompt.text)
 
     def send(self, text: str, **options: Any) -> Completion:
-        """Say something; returns the answer. Takes the options of `stream`."""
+        """Send a message, and return the complete answer. Takes the same arguments as `stream`."""
         stream = self.stream(text, **options)
         for _ in stream:
             pass
@@ -55,25 +55,27 @@ class Chat:
     def stream(
         self, text: str, *, role: str = "user", tools: Tools = (), tool_choice: str = "auto", **options: Any
     ) -> Stream:
-        """Say something; yields the answer piece by piece. Takes the options of Model.generate.
+        """Send a message; yields the answer piece by piece. `options` are the arguments of Model.stream.
 
-        Both turns are added to `messages` when the answer has begun; one that is stopped early stays as far as it came.
-        Raises ContextOverflowError, with the chat as it was, when the conversation does not fit the context any more,
-        unless `overflow` is "shift": then the model does not see the oldest turns, which stay in `messages`, and of
-        which the completion's `dropped_messages` tells. The system message stays, and the last one must fit. With
-        "window" what does not fit of the last one is left out too, after its beginning, and an answer may be longer
-        than the context: see Model.stream.
+        The message and the answer are added to `messages` once the answer has begun; an answer that is stopped early
+        is kept as far as it came.
 
-        `tools` are functions that the model may ask for, as OpenAI's API has them: the answer's `tool_calls`, whose
-        results are sent with the role "tool". `tool_choice` is "auto", "none", "required", or the name of a function:
-        with the last two the answer is a call, and its arguments are what their schema allows.
+        When the conversation no longer fits the context, ContextOverflowError is raised and the chat stays as it was.
+        With `overflow="shift"` the model does not see the oldest turns instead; they stay in `messages`, and the
+        completion's `dropped_messages` lists them. The system message always stays, and the last message must fit.
+        With "window" the last message may be cut too, after its beginning, and the answer may be longer than the
+        context: see Model.stream.
+
+        `tools` are functions that the model may call, in the format of OpenAI's API. Its calls are the completion's
+        `tool_calls`; send their results with `role="tool"`. `tool_choice` is "auto", "none", "required" or the name of
+        a function: with the last two the answer is a call, whose arguments follow the function's schema.
         """
         messages, asked = self._ask(text, role, tools, tool_choice, options)
         stream = self._model.stream_ids(asked.ids, keeper=self, **options)
         return Stream(_shown(stream, self._turn(messages, asked, stream.completion)), stream.completion)
 
     async def asend(self, text: str, **options: Any) -> Completion:
-        """As `send`, to be awaited; cancelling the task stops the answer at any token."""
+        """As `send`, but awaited. Cancelling the task stops the answer at the next token."""
         async with self.astream(text, **options) as stream:
             async for _ in stream:
                 pass
@@ -96,8 +98,8 @@ class Chat:
     def _ask(
         self, text: str, role: str, tools: Tools, tool_choice: str, options: dict[str, Any]
     ) -> tuple[list[dict[str, Any]], Question]:
-        """The messages with a new one, and what they ask, or with an overflow other than "error" those that fit. A call
-        that is asked for is put into `options`, and what is to become of tokens that do not fit."""
+        """The messages with the new one, and the question that they make: of all of them, or unless overflow is
+        "error" of those that fit. Adds to `options` the grammar of a required call, and the overflow policy."""
         if role not in ("user", "tool"):
             raise ArgumentError(f"the role is {role!r}; expected user or tool")
         messages = [*self.messages, {"role": role, "content": text}]
@@ -117,7 +119,7 @@ class Chat:
     def _fitted(
         self, messages: list[dict[str, Any]], ask: Callable[[list[dict[str, Any]]], Question], max_tokens: int | None
     ) -> Question:
-        """What the messages ask, without the oldest turns if it must be; those that were left out before stay out."""
+        """The question, without the oldest turns if they do not fit. Turns that were left out before stay out."""
         system, turns = _parted(messages)
 
         def seen(begin: int) -> Question:
@@ -134,7 +136,7 @@ class Chat:
         return replace(asked, left_out=turns[:begin])
 
     def _n_first(self, ask: Callable[[list[dict[str, Any]]], Question]) -> int:
-        """The tokens of the system message, and of what the template writes before the next one."""
+        """How many tokens the system message takes, with what the template writes before the next message."""
         system, _ = _parted(self.messages)
         first, second = (ask([*system, {"role": "user", "content": text}]).ids for text in ("a", "b"))
         return max(SINKS, common(first, second))
@@ -148,14 +150,14 @@ class Chat:
         return _TurnWithCalls(self, messages, answer, asked, CallReader(asked.style))
 
     def save_cache(self, path: str | os.PathLike[str]) -> int:
-        """Write what the model remembers of the conversation; returns how many tokens. See Model.save_cache."""
+        """Write the conversation's KV cache to a file; returns its number of tokens. See Model.save_cache."""
         extra = {**self._prompt.state, "n_left_out": len(self._left_out)}
         return self._model.save_cache(path, keeper=self, extra=extra)
 
     def load_cache(self, path: str | os.PathLike[str]) -> int:
-        """Go on with what `save_cache` wrote, as far as `messages`, set before, begin so; returns how many tokens it
-        holds. Raises ArgumentError for a file that is damaged, or was written with another model, adapter, backend or
-        context length."""
+        """Read a file of `save_cache`; returns its number of tokens. Set `messages` first: the cache is used as far as
+        they agree with it. Raises ArgumentError if the file is damaged, or was written with another model, adapter,
+        backend or context length."""
         saved = self._model.load_cache(path, keeper=self, adapter=self.adapter)
         if saved.extra:  # else it was no chat that saved it
             self._prompt.restore(saved.extra)
@@ -165,7 +167,7 @@ class Chat:
         return len(saved.ids)
 
     def close(self) -> None:
-        """Let the cache's memory go to other conversations."""
+        """Let other conversations use the cache's memory."""
         self._model.prefix_cache.release(self)
 
 
@@ -182,7 +184,7 @@ def _shown(stream: Stream, turn: Turn) -> Iterator[Piece]:
 
 
 class _Turn(Turn):
-    """An answer that becomes a message of a chat when it has begun."""
+    """An answer that is added to a chat's messages."""
 
     def __init__(self, chat: Chat, messages: list[dict[str, Any]], answer: Completion) -> None:
         self._chat, self._messages, self._answer = chat, messages, answer
@@ -198,7 +200,7 @@ class _Turn(Turn):
 
 
 class _TurnWithCalls(_Turn):
-    """The pieces are without the text of calls, which come with the last one."""
+    """An answer that may have tool calls: their text is left out of the pieces, and they come with the last one."""
 
     def __init__(
         self, chat: Chat, messages: list[dict[str, Any]], answer: Completion, asked: Question, reader: CallReader
@@ -228,22 +230,22 @@ class _TurnWithCalls(_Turn):
 
 @dataclass(frozen=True)
 class Question:
-    """What the end of a chat asks of a model."""
+    """A chat as the model sees it, and how to read the answer."""
 
     ids: list[int]
     style: Style | None = None
-    """In which the answer may have calls; None: there are no tools."""
+    """The format of the answer's calls; None if there are no tools."""
     is_told: bool = False
     """Whether the template has a place for tools."""
     signs: Mapping[int, str] = field(default_factory=dict)
-    """Of the style's signs those that are tokens of their own, which give no text."""
+    """Those marks of the style that are special tokens, and so give no text of their own."""
     grammar: Grammar | None = None
-    """What the answer must be, if a call is asked for."""
+    """The form of the answer, if it must be a call."""
     left_out: list[dict[str, Any]] = field(default_factory=list)
     """The oldest messages, for which there is no room."""
 
     def text(self, piece: Piece) -> str:
-        """What the model wrote, signs of calls included."""
+        """What the model wrote, including the marks of calls."""
         return piece.text if piece.id is None else self.signs.get(piece.id, "") + piece.text
 
 
@@ -255,7 +257,7 @@ def question(
     tells_calls = not prompt.template.shows_calls and any("tool_calls" in message for message in messages)
     if is_free and not tells_calls:
         return Question(prompt.encode(messages))
-    # Imported where it is asked for, as it takes as long as a token.
+    # Imported only when needed: it takes as long as a token.
     from edgellm.tools import checked_tools, chosen_schema, style_of
 
     style = style_of(model.info.chat_template or "")

@@ -160,7 +160,7 @@ class Answers:
         asked = {name: getattr(request, name) for name in GRAMMARS}
         if not request.logits_processors and all(value is None for value in asked.values()):
             return sampler
-        # Imported where it is asked for: it takes as long as some tokens.
+        # Imported only when needed: it takes as long as some tokens.
         from edgellm.structured.constraint import Constraint, GuidedSampler, grammar_for
 
         wanted = grammar_for(**asked)

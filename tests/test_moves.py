@@ -123,7 +123,7 @@ def test_what_goes():
     assert [window.surplus(held) for held in (100, 101, 6)] == [48, 49, 1]
     assert Window(4, 70).surplus(100) == 26
     for first, latest in ((51, 1), (40, 60)):
-        with pytest.raises(ContextOverflowError, match=f"the first {first} tokens stay.* in a context of 100"):
+        with pytest.raises(ContextOverflowError, match=f"the first {first} and the latest .* must stay in a context of 100"):
             Window(first, latest).check(100)
     Window(50, 49).check(100)
 
@@ -186,7 +186,7 @@ def test_an_answer_that_is_stopped_while_tokens_move(model, monkeypatch):
 
 
 def test_bad_wishes(model):
-    with pytest.raises(ContextOverflowError, match="the first 60 tokens stay"):
+    with pytest.raises(ContextOverflowError, match="the first 60 and the latest"):
         model.stream_ids([1, 2], n_first=60, **GREEDY)
     with pytest.raises(ArgumentError, match="overflow is 'slide'; expected error, shift or window"):
         model.generate("Once", overflow="slide")
