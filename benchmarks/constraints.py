@@ -2,6 +2,8 @@
 
     python benchmarks/constraints.py                 time of the first mask, and per token beside the decoding
     python benchmarks/constraints.py --answers 1000  random answers: how many end, and whether those are valid
+    ... --out FILE.json                              keep the figures; an interrupted run goes on after the last schema
+    python benchmarks/constraints.py --write docs/json-schema.md --out FILE.json    the tables there, of what was kept
 
 Needs the extras structured and dev.
 """
@@ -10,19 +12,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import jsonschema
+import machine
 import numpy as np
 
 import edgellm
 from edgellm.arrays import F32
+from edgellm.shared import replacing
 from edgellm.structured.constraint import Constraint, Vocabulary, grammar_for
 
 SCHEMAS: dict[str, Any] = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
+TEMPERATURE, MAX_TOKENS = 1.5, 512
+ALL_TOKENS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+SAMPLING: dict[str, dict[str, Any]] = {"default samplers": {}, "no top-k, top-p, min-p": ALL_TOKENS}
+BLOCK = re.compile(r"<!-- figures of (?P<file>[^ ]*) -->\n(?P<tables>.*?)<!-- end of figures -->\n", re.DOTALL)
+Figures = dict[str, Any]
 
 
 class Timed(Constraint):
@@ -44,64 +56,157 @@ class Timed(Constraint):
         self.seconds[-1] += time.perf_counter() - begin
 
 
-def measure(model: edgellm.Model) -> None:
+def costs(model: edgellm.Model) -> Figures:
+    """Milliseconds once a model, a token and a schema; microseconds of each token's mask."""
     begin = time.perf_counter()
     vocabulary = Vocabulary(model.tokenizer)
-    print(f"vocabulary, once a model: {(time.perf_counter() - begin) * 1e3:.0f} ms")
+    found: Figures = {"vocabulary ms": round(1e3 * (time.perf_counter() - begin), 1)}
     model.generate("Once", max_tokens=8)
-    free = model.generate("Once upon a time", max_tokens=100, temperature=0, ignore_eos=True)
+    free = model.generate("Once upon a time", max_tokens=200, temperature=0, ignore_eos=True)
     decode = free.timings.generate_seconds / (free.timings.generated_tokens - 1)
-    print(f"decoding without a schema: {decode * 1e3:.2f} ms a token\n")
-    print("| schema | first mask, ms | a token, us: median | mean | most | mean, of decoding |")
-    print("|---|---|---|---|---|---|")
-    for name, schema in SCHEMAS.items():
-        begin = time.perf_counter()
-        constraint = Timed(vocabulary, grammar_for(json_schema=schema))
-        constraint.mask(np.zeros(vocabulary.n_tokens, np.float32))
-        first = time.perf_counter() - begin
-        text = model.generate(f"A {name} in JSON: ", json_schema=schema, max_tokens=512, seed=1).ids
-        constraint = Timed(vocabulary, grammar_for(json_schema=schema))
-        logits = np.random.default_rng(0).standard_normal(vocabulary.n_tokens, np.float32)
-        for id in text:
-            constraint.mask(logits)
-            constraint.accept(id)
-        us = [1e6 * seconds for seconds in constraint.seconds]
-        share = mean(us) / 1e6 / decode
-        print(f"| {name} | {first * 1e3:.1f} | {median(us):.0f} | {mean(us):.0f} | {max(us):.0f} | {share:.1%} |")
+    found["decoding ms"] = round(1e3 * decode, 3)
+    found["schemas"] = {name: cost(model, vocabulary, name, decode) for name in SCHEMAS}
+    return found
 
 
-def answers(model: edgellm.Model, n: int, first: int, **sampling: Any) -> None:
-    ended = wrong = 0
-    for seed in range(first, first + n):
-        name = list(SCHEMAS)[seed % len(SCHEMAS)]
-        answer = model.generate(
-            f"A {name} in JSON: ", json_schema=SCHEMAS[name], max_tokens=512, temperature=1.5, seed=seed, **sampling
-        )
-        if answer.finish_reason == "length":
-            print(f"not ended, seed {seed}, {name}: {answer.text[:60]!r}...")
+def cost(model: edgellm.Model, vocabulary: Vocabulary, name: str, decode: float) -> Figures:
+    grammar = grammar_for(json_schema=SCHEMAS[name])
+    assert grammar
+    begin = time.perf_counter()
+    grammar_for(json_schema=SCHEMAS[name])
+    constraint = Timed(vocabulary, grammar)
+    constraint.mask(np.zeros(vocabulary.n_tokens, np.float32))
+    first = time.perf_counter() - begin
+    ids = model.generate(f"A {name} in JSON: ", json_schema=SCHEMAS[name], max_tokens=MAX_TOKENS, seed=1).ids
+    constraint = Timed(vocabulary, grammar)
+    logits = np.random.default_rng(0).standard_normal(vocabulary.n_tokens, np.float32)
+    for id in ids:
+        constraint.mask(logits)
+        constraint.accept(id)
+    us = [1e6 * seconds for seconds in constraint.seconds]
+    return {
+        "first mask ms": round(1e3 * first, 2),
+        "tokens": len(us),
+        "median us": round(median(us)),
+        "mean us": round(mean(us)),
+        "most us": round(max(us)),
+        "of decoding": round(mean(us) / 1e6 / decode, 4),
+    }
+
+
+def answers(model: edgellm.Model, n: int, found: Figures, sampling: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Of each schema its share of `n` answers, unless `found` has it."""
+    shares = {name: len(range(i, n, len(SCHEMAS))) for i, name in enumerate(SCHEMAS)}
+    for name, share in shares.items():
+        if not share or found.get(name, {}).get("answers") == share:
             continue
-        ended += 1
-        try:
-            checker = jsonschema.FormatChecker()
-            jsonschema.Draft202012Validator(SCHEMAS[name], format_checker=checker).validate(json.loads(answer.text))
-        except (ValueError, jsonschema.ValidationError) as error:
-            wrong += 1
-            print(f"WRONG, seed {seed}, {name}: {answer.text!r}: {str(error)[:100]}")
-    print(f"{n} answers at temperature 1.5: {ended} ended within 512 tokens, of these {wrong} are wrong")
+        found[name] = tried(model, name, share, sampling)
+        print(f"{name}: {found[name]}", flush=True)
+        keep()
+
+
+def tried(model: edgellm.Model, name: str, n: int, sampling: dict[str, Any]) -> Figures:
+    found = {"answers": n, "ended": 0, "wrong": 0, "tokens": 0}
+    made = model.generate_many(
+        f"A {name} in JSON: ", n, json_schema=SCHEMAS[name], max_tokens=MAX_TOKENS, temperature=TEMPERATURE, seed=0,
+        **sampling,
+    )  # fmt: skip
+    for seed, answer in enumerate(made):
+        found["tokens"] += len(answer.ids)
+        if answer.finish_reason == "length":
+            print(f"not ended, {name}, seed {seed}: {answer.text[:60]!r}...", flush=True)
+            continue
+        found["ended"] += 1
+        if error := problem(answer.text, SCHEMAS[name]):
+            found["wrong"] += 1
+            print(f"WRONG, {name}, seed {seed}: {answer.text!r}: {error}", flush=True)
+    return found
+
+
+def problem(text: str, schema: Any) -> str:
+    """Why a text is no JSON of a schema; empty if it is."""
+    try:
+        checker = jsonschema.FormatChecker()
+        jsonschema.Draft202012Validator(schema, format_checker=checker).validate(json.loads(text))
+    except (ValueError, jsonschema.ValidationError) as error:
+        return str(error)[:100] or "no reason given"
+    return ""
+
+
+# ---- tables
+
+
+def tables(kept: Figures) -> Iterator[str]:
+    host = kept["machine"]
+    yield f"{host['cpu']}, {host['cores']} cores, Python {host['python']}; {versions(kept)}. SmolLM2."
+    for name, found in kept["answers"].items():
+        total, ended, wrong, tokens = (sum(row[key] for row in found.values()) for key in COUNTS)
+        yield (
+            f"Answers at temperature {TEMPERATURE}, {name}: {total} of {len(found)} schemas, {tokens} tokens; {ended} "
+            f"ended within {MAX_TOKENS} tokens, of which {wrong} were not valid."
+        )
+    costs = kept["costs"]
+    yield f"Decoding without a schema: {costs['decoding ms']:.2f} ms a token."
+    heads = [f"{name}: ended" for name in kept["answers"]]
+    heads += ["first mask, ms", "a token, us: median", "mean", "most", "mean, of decoding"]
+    yield "| schema | " + " | ".join(heads) + " |\n|---" + "|---" * len(heads) + "|\n" + "\n".join(rows(kept))
+
+
+COUNTS = "answers", "ended", "wrong", "tokens"
+
+
+def rows(kept: Figures) -> Iterator[str]:
+    for name, cost in kept["costs"]["schemas"].items():
+        ended = [f"{found[name]['ended']} of {found[name]['answers']}" for found in kept["answers"].values()]
+        times = [f"{cost['first mask ms']:.1f}", *(f"{cost[key]}" for key in ("median us", "mean us", "most us"))]
+        yield "| " + " | ".join([name, *ended, *times, f"{cost['of decoding']:.1%}"]) + " |"
+
+
+def versions(kept: Figures) -> str:
+    return ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+
+
+def with_tables(document: str, name: str, kept: Figures) -> str:
+    """A document with the tables of a file of that name, in the place that it has for them."""
+    block = f"<!-- figures of {name} -->\n" + "\n\n".join(tables(kept)) + "\n<!-- end of figures -->\n"
+    changed, n = BLOCK.subn(lambda _: block, document)
+    if n != 1:
+        sys.exit("constraints.py: expected one place of the lines <!-- figures of FILE --> and <!-- end of figures -->")
+    return changed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, metavar="N")
-    parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--all-tokens", action="store_true", help="Sample from all tokens: no top-k, top-p, min-p.")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="Keep the figures, beside those that it has.")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="Write the tables of --out there.")
     options = parser.parse_args()
-    sampling = {"top_k": 0, "top_p": 1.0, "min_p": 0.0} if options.all_tokens else {}
+    kept: Figures = {"answers": {}}
+    if options.out and options.out.exists():
+        kept = json.loads(options.out.read_text(encoding="utf-8"))
+    if options.write:
+        document = options.write.read_text(encoding="utf-8")
+        name = options.out.as_posix()
+        options.write.write_text(with_tables(document, name, kept), encoding="utf-8")
+        return
+
+    def keep() -> None:
+        kept["machine"] = machine.description()
+        kept["versions"] = {name: machine.package_version(name) for name in ("edgellm", "llguidance", "jsonschema")}
+        if options.out:
+            with replacing(options.out) as file:
+                file.write((json.dumps(kept, indent=1) + "\n").encode())
+
     with edgellm.load("smollm2") as model:
         if options.answers:
-            answers(model, options.answers, options.first, **sampling)
+            sampling = list(SAMPLING)[options.all_tokens]
+            answers(model, options.answers, kept["answers"].setdefault(sampling, {}), SAMPLING[sampling], keep)
         else:
-            measure(model)
+            kept["costs"] = costs(model)
+            keep()
+    if "costs" in kept:
+        print("\n\n".join(tables(kept)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from edgellm.embedding import Steps, check_pooling, embeddings, groups
 from edgellm.engine import Engine, Job, Listener
 from edgellm.errors import ArgumentError, EdgeError, OutOfMemoryError
 from edgellm.footprint import Footprint, available_memory
-from edgellm.generate import Slot, check_room
+from edgellm.generate import Slot, check_room, most_new
 from edgellm.loading import open_model, open_tokenizer
 from edgellm.logprobs import Logprob
 from edgellm.prefix_cache import PrefixCache
@@ -337,15 +337,15 @@ class Model:
         """
         ids = self.tokenize(prompt)
         self._answers.check(ids)
-        check_room(len(ids), 1 if max_tokens is None else max_tokens, self.context_length)
-        if max_tokens == 0:
+        left = most_new(len(ids), max_tokens, self.context_length)
+        check_room(len(ids), 1, self.context_length)
+        if not left:
             raise ArgumentError("max_tokens is 0; expected 1 or more for a beam search")
         if not 1 <= n <= beams <= self._backend.MAX_ROWS:
             most = self._backend.MAX_ROWS
             raise ArgumentError(f"{n} answers of {beams} beams; expected 1 to {most}, and no fewer beams than answers")
         if not -10 <= length_penalty <= 10:
             raise ArgumentError(f"length_penalty is {length_penalty}; expected -10 to 10")
-        left = self.context_length - len(ids) if max_tokens is None else max_tokens
         ends = () if ignore_eos else self.info.eos_ids
         found = beam_search(self.open_slot, ids, beams, left, ends=ends, length_penalty=length_penalty)
         return [self._completion(ids, beam) for beam in found[:n]]

@@ -11,10 +11,10 @@ from edgellm.adapter import Adapter
 from edgellm.arrays import F32, Array
 from edgellm.backends import Backend
 from edgellm.banned import Banned
-from edgellm.errors import ArgumentError, ContextOverflowError
+from edgellm.errors import ContextOverflowError
 from edgellm.lookup import Lookup
 from edgellm.overflow import Window
-from edgellm.sampling import Chooser
+from edgellm.sampling import Chooser, check_count
 from edgellm.sequence import Sequence as Tokens
 from edgellm.step import Step
 
@@ -172,9 +172,7 @@ def evaluate(parts: Sequence[tuple[Slot, Sequence[int], range]], run: Callable[[
 
 
 def check_room(n_prompt: int, max_tokens: int, context_length: int) -> None:
-    """Raise ContextOverflowError unless a prompt and the tokens asked for fit, ArgumentError for numbers below 0."""
-    if max_tokens < 0:
-        raise ArgumentError(f"max_tokens is {max_tokens}; expected 0 or more")
+    """Raise ContextOverflowError unless a prompt and the tokens asked for fit."""
     if n_prompt + max_tokens > context_length:
         more = f" and {max_tokens} more" if max_tokens else ""
         raise ContextOverflowError(
@@ -216,8 +214,11 @@ def generate(
             yield from new
 
 
-def most_new(n_prompt: int, max_tokens: int | None, context_length: int, window: Window | None) -> int:
-    """How many tokens may follow a prompt; raises ContextOverflowError if those asked for do not fit."""
+def most_new(n_prompt: int, max_tokens: int | None, context_length: int, window: Window | None = None) -> int:
+    """How many tokens may follow a prompt; raises ContextOverflowError if those asked for do not fit, ArgumentError
+    for what is no number of tokens."""
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens)
     check_room(n_prompt, max_tokens or 0 if window is None else 0, context_length)
     if max_tokens is not None:
         return max_tokens

@@ -16,7 +16,7 @@ from edgellm.generate import most_new
 from edgellm.logprobs import Recorder, Scored
 from edgellm.lookup import Lookup
 from edgellm.overflow import SINKS, Window, check_policy, fits, most_left, without_oldest
-from edgellm.sampling import Chooser, Sampler, SamplingParams
+from edgellm.sampling import Chooser, Sampler, SamplingParams, check_count, check_texts
 from edgellm.sequence import Sequence as Tokens
 from edgellm.text_stream import StopStrings, TextStream
 from edgellm.tokenizer import Tokenizer
@@ -100,27 +100,28 @@ class Answers:
         window = self._window(request)
         n_given, prompt_ids = len(prompt_ids), self._fitted(prompt_ids, request)
         most_new(len(prompt_ids), request.max_tokens, self._context_length, window)
-        _at_least_0("speculate", request.speculate)
+        check_count("speculate", request.speculate)
         done = Completion(
             "", [], "cancelled", prompt_ids, Timings(prompt_tokens=len(prompt_ids)),
             dropped_tokens=n_given - len(prompt_ids),
         )  # fmt: skip
+        banned = check_texts("banned_strings", _texts(request.banned_strings))
         sampler = self._chooser(request)
         if request.logprobs is not None:
-            sampler = Recorder(sampler, _at_least_0("logprobs", request.logprobs), done.logprobs)
+            sampler = Recorder(sampler, check_count("logprobs", request.logprobs), done.logprobs)
         kind: Callable[..., Tokens] = Tokens
         if request.prompt_logprobs is not None:
-            n_top = _at_least_0("prompt_logprobs", request.prompt_logprobs)
+            n_top = check_count("prompt_logprobs", request.prompt_logprobs)
             kind = partial(Scored, n_top=n_top, found=done.prompt_logprobs)
         answer = Answer(
             done,
             sampler,
-            StopStrings(_texts(request.stop)),
+            StopStrings(check_texts("stop", _texts(request.stop))),
             TextStream(self._tokenizer, prompt_ids),
             request.max_tokens,
             () if request.ignore_eos else self._ends,
             Lookup(request.speculate) if request.speculate else None,
-            Banned(self._tokenizer, banned) if (banned := _texts(request.banned_strings)) else None,
+            Banned(self._tokenizer, banned) if banned else None,
             request.adapter,
             window,
             kind,
@@ -183,12 +184,6 @@ class Answers:
         if bad := [id for id in params.logit_bias if not 0 <= id < self._vocab_size]:
             raise ArgumentError(f"logit_bias has token id {bad[0]}; expected 0 to {self._vocab_size - 1}")
         return Sampler(params, self._breakers(tuple(params.dry_sequence_breakers)) if params.dry_multiplier else None)
-
-
-def _at_least_0(name: str, n_tokens: int) -> int:
-    if n_tokens < 0:
-        raise ArgumentError(f"{name} is {n_tokens}; expected 0 or more tokens")
-    return n_tokens
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

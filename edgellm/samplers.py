@@ -16,6 +16,8 @@ from edgellm.errors import ArgumentError, BackendError
 
 BLOCKS = 64
 """Top-k looks at the largest of so many logits first."""
+LARGEST = 1e30
+"""That DRY takes off: what other samplers make of it is a float32 too."""
 LIKELY = 1024
 """Tokens that mostly are enough to reach the probability of top-p."""
 
@@ -93,7 +95,7 @@ def _agreeing(ids: Sequence[int]) -> list[int]:
 def dry(logits: F32, places: Array, lengths: Array, multiplier: float, base: float, allowed_length: int) -> F32:
     """Take multiplier * base ** (length - allowed_length) off tokens that would repeat `length` tokens or more
     (github.com/oobabooga/text-generation-webui/pull/5677)."""
-    largest = math.log(np.finfo(np.float32).max)
+    largest = math.log(LARGEST)
     logs = [(length - allowed_length) * math.log(base) + math.log(multiplier) for length in lengths]
     logits = logits.copy()
     logits[places] -= np.exp(np.minimum(logs, largest)).astype(np.float32)

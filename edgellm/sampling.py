@@ -6,9 +6,11 @@ Randomness is one generator for each answer.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Integral
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,8 +23,11 @@ Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 """Sequences of tokens by their first: what may follow it. See edgellm.breakers."""
 ORDER = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 """Names and order as llama.cpp has them."""
+LARGEST, MOST = 1e6, 2**31 - 1
+"""Of numbers, so that no product of them is more than a float32 holds; and of whole ones."""
 COLD = 1e-6
 """A temperature at which one token is left, and logits divided by it would soon be more than a float32 holds."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -81,21 +86,20 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             _check(name, getattr(self, name), low, high)
-        _check("seed", self.seed or 0, 0, 2.0**64)
-        for name in ("repeat_penalty", "dynatemp_exponent", "dry_base"):
-            if getattr(self, name) == 0:
-                raise ArgumentError(f"{name} is 0; expected a positive number")
+        if self.seed is not None and check_count("seed", self.seed) >= 2**64:
+            raise ArgumentError(f"seed is {self.seed}; expected at most {2**64 - 1}")
         if self.mirostat not in (0, 2):
             raise ArgumentError(f"mirostat is {self.mirostat}; expected 2, or 0 for none")
-        if bad := [bias for bias in self.logit_bias.values() if not bias < math.inf]:
-            raise ArgumentError(f"a logit_bias is {bad[0]}; expected a number, or -inf to exclude a token")
-
+        if bad := [bias for bias in self.logit_bias.values() if not (abs(bias) <= LARGEST or bias == -math.inf)]:
+            raise ArgumentError(
+                f"a logit_bias is {bad[0]}; expected {-LARGEST:g} to {LARGEST:g}, or -inf to exclude a token"
+            )
         if bad := [id for id in self.logit_bias if not isinstance(id, int)]:
             raise ArgumentError(f"logit_bias has {bad[0]!r}; expected ids of tokens, as numbers")
         for name in ("samplers", "dry_sequence_breakers"):
             if isinstance(getattr(self, name), str):
                 raise ArgumentError(f"{name} has {getattr(self, name)!r}; expected a list of texts")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, check_texts(name, getattr(self, name)))
         self._check_samplers()
 
     @property
@@ -117,10 +121,26 @@ class SamplingParams:
                 raise ArgumentError(f"{set_[0]} is {getattr(self, set_[0])}, but {reason}")
 
 
+def check_count(name: str, value: int) -> int:
+    """Raises ArgumentError for what is no whole number of 0 or more."""
+    if not isinstance(value, Integral) or value < 0:
+        raise ArgumentError(f"{name} is {value!r}; expected a whole number of 0 or more")
+    return value
+
+
+def check_texts(name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Raises ArgumentError for what is no text that UTF-8 can write: then it has half a character."""
+    for text in texts:
+        if not isinstance(text, str) or SURROGATE.search(text):
+            raise ArgumentError(f"{name} has {text!r}; expected text, of whole characters")
+    return tuple(texts)
+
+
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not (low <= value <= high and math.isfinite(value)):
-        bounds = [f"{word} {bound}" for word, bound in (("at least", low), ("at most", high)) if math.isfinite(bound)]
-        raise ArgumentError(f"{name} is {value}; expected a number{' of ' if bounds else ''}{' and '.join(bounds)}")
+    is_whole = isinstance(DEFAULTS[name], int)
+    if not low <= value <= high or (is_whole and not isinstance(value, Integral)):
+        kind = "a whole number" if is_whole else "a number"
+        raise ArgumentError(f"{name} is {value}; expected {kind} of at least {low:g} and at most {high:g}")
 
 
 class Candidates:
@@ -225,14 +245,13 @@ STAGES = {
         lambda p: p.temperature != 1 or p.dynatemp_range > 0,
     ),
 }
-RANGES = {
-    "temperature": (0, math.inf), "dynatemp_range": (0, math.inf), "dynatemp_exponent": (0, math.inf),
-    "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1), "typical_p": (0, 1), "top_n_sigma": (-math.inf, math.inf),
-    "xtc_probability": (0, 1), "xtc_threshold": (0, 1), "repeat_penalty": (0, math.inf),
-    "presence_penalty": (-math.inf, math.inf), "frequency_penalty": (-math.inf, math.inf),
-    "repeat_last_n": (0, math.inf), "dry_multiplier": (0, math.inf), "dry_base": (1, math.inf),
-    "dry_allowed_length": (0, math.inf), "dry_penalty_last_n": (0, math.inf), "mirostat_tau": (0, math.inf),
-    "mirostat_eta": (0, math.inf),
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, LARGEST), "dynatemp_range": (0, LARGEST), "dynatemp_exponent": (1 / LARGEST, LARGEST),
+    "top_k": (0, MOST), "top_p": (0, 1), "min_p": (0, 1), "typical_p": (0, 1), "top_n_sigma": (-LARGEST, LARGEST),
+    "xtc_probability": (0, 1), "xtc_threshold": (0, 1), "repeat_penalty": (1 / LARGEST, LARGEST),
+    "presence_penalty": (-LARGEST, LARGEST), "frequency_penalty": (-LARGEST, LARGEST), "repeat_last_n": (0, MOST),
+    "dry_multiplier": (0, LARGEST), "dry_base": (1, LARGEST), "dry_allowed_length": (0, MOST),
+    "dry_penalty_last_n": (0, MOST), "mirostat_tau": (0, LARGEST), "mirostat_eta": (0, LARGEST),
 }  # fmt: skip
 DEFAULTS = {made.name: made.default for made in fields(SamplingParams)}
 

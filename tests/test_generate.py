@@ -169,6 +169,12 @@ def test_close_unmaps_and_later_use_says_so():
     ("call", "kind", "words"),
     [
         (lambda m: m.generate("x", max_tokens=-1), ArgumentError, "max_tokens is -1"),
+        (lambda m: m.generate("x", max_tokens=2.5), ArgumentError, "max_tokens is 2.5; expected a whole number"),
+        (lambda m: m.generate("x", speculate=1.5), ArgumentError, "speculate is 1.5; expected a whole number"),
+        (lambda m: m.beam_search("x", 2, max_tokens=1.5), ArgumentError, "max_tokens is 1.5; expected a whole number"),
+        (lambda m: m.generate("x", stop=["\ud800"]), ArgumentError, "stop has .* whole characters"),
+        (lambda m: m.generate("x", stop=[b"x"]), ArgumentError, "stop has b'x'; expected text"),
+        (lambda m: m.generate("x", banned_strings=["\ud800"]), ArgumentError, "banned_strings has .* whole characters"),
         (lambda m: m.generate("x", temperature=-1), ArgumentError, "temperature is -1"),
         (lambda m: m.generate("x", stop=[""]), ArgumentError, "stop string is empty"),
         (lambda m: m.generate("x", tempersture=1), TypeError, "tempersture.*known: temperature"),

@@ -115,7 +115,7 @@ def test_by_hand():
 
 def test_wrong_numbers(stories):
     for name in ("logprobs", "prompt_logprobs"):
-        with pytest.raises(ArgumentError, match=f"{name} is -1; expected 0 or more"):
+        with pytest.raises(ArgumentError, match=f"{name} is -1; expected a whole number"):
             stories.generate(PROMPT, **{name: -1})
 
 

@@ -320,7 +320,7 @@ def test_the_end_of_an_answer_in_a_draft():
 
 
 def test_fewer_than_no_drafts_are_refused(stories):
-    with pytest.raises(ArgumentError, match="speculate is -1; expected 0 or more"):
+    with pytest.raises(ArgumentError, match="speculate is -1; expected a whole number"):
         stories.generate("Once", speculate=-1)
 
 

@@ -11,7 +11,7 @@ from golden.samplers_cases import BREAKERS, CASES, HISTORY, MIROSTAT, TEXTS, log
 from edgellm import samplers
 from edgellm.breakers import breakers
 from edgellm.errors import ArgumentError, BackendError
-from edgellm.sampling import ORDER, STAGES, Candidates, Sampler, SamplingParams
+from edgellm.sampling import LARGEST, ORDER, RANGES, STAGES, Candidates, Sampler, SamplingParams
 
 ALL = [0, 1, 2, 3]
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
@@ -133,7 +133,7 @@ def test_dry():
     logits = np.array([5, 5, 5, 5], np.float32)
     found = samplers.dry(logits, np.array([1, 3]), np.array([2, 4]), 0.5, 2, 2)
     assert found.tolist() == [5, 4.5, 5, 3]
-    assert samplers.dry(logits, np.array([1]), np.array([9000]), 0.5, 2, 2)[1] < -1e38
+    assert samplers.dry(logits, np.array([1]), np.array([9000]), 0.5, 2, 2)[1] < -1e29
     params = SamplingParams(temperature=0, dry_multiplier=1)
     assert Sampler(params)(np.array([0, 3, 2.5, 1], np.float32), [0, 1, 3, 0]) == 1  # one token is repeated
     assert Sampler(params)(np.array([0, 3, 2.5, 1], np.float32), [2, 0, 1, 3, 2, 0]) == 2  # two, and a third
@@ -327,7 +327,16 @@ def test_mirostat_is_llama_cpps(monkeypatch):
         ({"typical_p": 2}, "typical_p is 2"),
         ({"top_p": -0.1}, "top_p is -0.1"),
         ({"repeat_penalty": math.inf}, "repeat_penalty is inf"),
-        ({"repeat_penalty": 0}, "repeat_penalty is 0; expected a positive number"),
+        ({"repeat_penalty": 0}, "repeat_penalty is 0; expected a number of at least 1e-06"),
+        ({"repeat_penalty": 1e-308}, "repeat_penalty is 1e-308; expected"),
+        ({"temperature": 1e308}, r"temperature is 1e\+308; expected a number of at least 0 and at most 1e\+06"),
+        ({"logit_bias": {1: 1e308}}, r"a logit_bias is 1e\+308; expected -1e\+06 to 1e\+06, or -inf"),
+        ({"top_k": 2.5}, "top_k is 2.5; expected a whole number"),
+        ({"top_k": 10**30}, "top_k is 1000.* at most 2.14748e"),
+        ({"repeat_last_n": 0.5}, "repeat_last_n is 0.5; expected a whole number"),
+        ({"seed": 2.5}, "seed is 2.5; expected a whole number"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; expected at most 18446744073709551615"),
+        ({"dry_sequence_breakers": ["\ud800"]}, "dry_sequence_breakers has .* whole characters"),
         ({"repeat_last_n": -1}, "repeat_last_n is -1"),
         ({"presence_penalty": math.inf}, "presence_penalty is inf; expected a number"),
         ({"dry_base": 0.5}, "dry_base is 0.5"),
@@ -346,6 +355,14 @@ def test_mirostat_is_llama_cpps(monkeypatch):
 def test_bad_parameters(changes, message):
     with pytest.raises(ArgumentError, match=message):
         SamplingParams(**changes)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_numbers_give_a_token(sign):
+    """All of them together: no logit becomes infinite, or none."""
+    bounds = {name: pair[sign > 0] for name, pair in RANGES.items() if name not in ("top_k", "min_p", "top_p")}
+    sampler = Sampler(SamplingParams(**bounds, seed=0, logit_bias={1: sign * LARGEST}), {})
+    assert 0 <= sampler(np.linspace(-30, 30, 100, dtype=np.float32), [1, 2, 3, 1, 2] * 30) < 100
 
 
 def test_an_empty_breaker_is_refused(stories):

@@ -12,7 +12,7 @@ from edgellm.api import Model
 from edgellm.errors import EdgeError
 from edgellm.logprobs import Logprob
 from edgellm.request import GRAMMARS
-from edgellm.sampling import DEFAULTS, ORDER, RANGES
+from edgellm.sampling import DEFAULTS, LARGEST, ORDER, RANGES
 from edgellm.server.errors import RequestError
 from edgellm.server.models import Served
 from edgellm.server.schema import Anything, Duration, Either, Flag, Kind, ListOf, MapOf, Number, Object, Text, Whole
@@ -28,15 +28,8 @@ NO_LOGPROB = -9999.0
 """In place of minus infinity, which JSON has not; OpenAI's API does so too."""
 
 
-LARGEST = 1e6
-"""Of numbers that samplers take: so that no product of them is more than a float32 holds."""
-
-
 def _sampler(name: str) -> Kind:
-    low, high = RANGES[name]
-    if isinstance(DEFAULTS[name], int):
-        return Whole(low, min(high, 2**31 - 1))
-    return Number(max(low, 1 / LARGEST if name == "repeat_penalty" else -LARGEST), min(high, LARGEST))
+    return Whole(*map(int, RANGES[name])) if isinstance(DEFAULTS[name], int) else Number(*RANGES[name])
 
 
 SAMPLING: dict[str, Kind] = {

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.arrays import F32
+from edgellm.arrays import F32, U8
 from edgellm.errors import ArgumentError, UnsupportedError
-from edgellm.sampling import Chooser
+from edgellm.sampling import Chooser, check_texts
+from edgellm.structured import digits
 from edgellm.structured.json_schema import JsonSchema, parse, prepared
 from edgellm.structured.lexemes import to_lark
 
@@ -40,6 +41,8 @@ JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
 }
+BOUNDS = np.array([[np.inf if byte >> bit & 1 else -np.inf for bit in range(8)] for byte in range(256)], np.float32)
+"""What eight logits are at most, by the byte that a mask has for them."""
 TOO_MUCH = "too (complex|large|big|many)|limit|support|unimplemented|not disjoint|not present in a registry"
 """In llguidance's messages of what it cannot do."""
 
@@ -51,6 +54,7 @@ class Grammar:
     kind: str
     """The option that asked for it."""
     source: str
+    is_json: bool = False
 
 
 def grammar_for(
@@ -73,7 +77,7 @@ def grammar_for(
         raise ArgumentError(f"{' and '.join(kinds)} are both given; expected one of {', '.join(given)}")
     if isinstance(grammar, Grammar):
         return grammar
-    return Grammar(kinds[0], _SOURCES[kinds[0]](given[kinds[0]]))
+    return Grammar(kinds[0], _SOURCES[kinds[0]](given[kinds[0]]), is_json=json_schema is not None)
 
 
 def _of_json_schema(schema: Any) -> str:
@@ -86,7 +90,8 @@ def call_grammar(schema: JsonSchema, begin: str, end: str, kind: str) -> Grammar
     """JSON of a schema between two texts, as llguidance's Lark writes them: quoted, or <[ID]> for a special token."""
     options = {"x-guidance": JSON_OPTIONS}
     text = json.dumps({**options, **prepared(schema)})
-    return Grammar(kind, _library().LLMatcher.grammar_from_lark(f"start: {begin} call {end}\ncall: %json {text}"))
+    source = _library().LLMatcher.grammar_from_lark(f"start: {begin} call {end}\ncall: %json {text}")
+    return Grammar(kind, source, is_json=True)
 
 
 def _of_regex(regex: str) -> str:
@@ -116,7 +121,7 @@ _SOURCES: dict[str, Callable[[Any], str]] = {
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise ArgumentError(f"{name} has {value!r}; expected a text that is not empty")
-    return value
+    return check_texts(name, [value])[0]
 
 
 def _library() -> Any:
@@ -136,11 +141,19 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes some 0.2 seconds for 50,000 tokens."""
         library = _library()
-        self.n_tokens = tokenizer.n_tokens
+        self.n_tokens, self._tokenizer = tokenizer.n_tokens, tokenizer
         # A model without an end of its own is given one behind its vocabulary; no mask shows it.
         self.ends = list(tokenizer.eos_ids) or [self.n_tokens]
-        wrapped = library.TokenizerWrapper(_Tokens(tokenizer, self.ends))
-        self.tokens: llguidance.LLTokenizer = library.LLTokenizer(wrapped, eos_token=self.ends)
+        wrapped = _Tokens(tokenizer, self.ends)
+        self.tokens: llguidance.LLTokenizer = library.LLTokenizer(
+            library.TokenizerWrapper(wrapped), eos_token=self.ends
+        )
+        self.leading_digits = digits.leading(wrapped.tokens[: self.n_tokens])
+        """(tokens,) uint8: with how many digits each begins."""
+        self.most_digits = int(self.leading_digits.max())
+
+    def bytes_of(self, id: int) -> bytes:
+        return self._tokenizer.token_bytes(id) if id < self.n_tokens else b""
 
 
 class _Tokens:
@@ -173,7 +186,8 @@ class Constraint:
 
     def __init__(self, vocabulary: Vocabulary, grammar: Grammar) -> None:
         """Raises ArgumentError for a grammar that is wrong, or that no text is in."""
-        self._kind, self._n_tokens = grammar.kind, vocabulary.n_tokens
+        self._kind, self._vocabulary = grammar.kind, vocabulary
+        self._digits, self._bounds = digits.Digits() if grammar.is_json else None, np.empty(0, np.float32)
         limits = _library().LLParserLimits(verbose_errors=False)
         self._matcher: llguidance.LLMatcher = _library().LLMatcher(
             vocabulary.tokens, grammar.source, log_level=0, limits=limits
@@ -182,22 +196,39 @@ class Constraint:
             raise self._failure()
 
     def mask(self, logits: F32) -> F32:
-        """The logits with -inf for tokens that cannot be next. Raises UnsupportedError if the grammar is too large to
-        go on, ArgumentError if nothing can be next."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        """The logits with -inf for tokens that cannot be next, good until the next call. Raises UnsupportedError if the
+        grammar is too large to go on, ArgumentError if nothing can be next."""
+        bits = self._bits(min(len(logits), self._vocabulary.n_tokens))
+        if not bits.any():
+            raise ArgumentError(f"no token can be next in the {self._kind}; no text that ends is in it from here on")
+        n, n_bounds = len(logits), 8 * len(bits)
+        if len(self._bounds) < max(n, n_bounds):
+            self._bounds = np.full(max(n, n_bounds), -np.inf, np.float32)
+        BOUNDS.take(bits, axis=0, out=self._bounds[:n_bounds].reshape(-1, 8), mode="clip")
+        return np.minimum(logits, self._bounds[:n], out=self._bounds[:n])
+
+    def _bits(self, n: int) -> U8:
+        """(n / 8,) uint8: a bit for each token that may be next, the first the lowest."""
+        bits: U8 = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: -(-n // 8)].copy()
         if self._matcher.is_error():
             raise self._failure()
-        allowed = np.zeros(len(logits), bool)
-        n = min(len(logits), self._n_tokens)
-        allowed[:n] = np.unpackbits(bits, count=n, bitorder="little")
-        if not allowed.any():
-            raise ArgumentError(f"no token can be next in the {self._kind}; no text that ends is in it from here on")
-        return np.where(allowed, logits, np.float32(-np.inf))
+        if n % 8:
+            bits[-1] &= (1 << n % 8) - 1
+        if self._digits and self._digits.in_a_row + self._vocabulary.most_digits > digits.MOST:
+            return self._without_digits(bits, digits.MOST - self._digits.in_a_row)
+        return bits
+
+    def _without_digits(self, bits: U8, left: int) -> U8:
+        """Without tokens of more digits than are left, unless nothing else can come: a schema may demand them."""
+        short = np.packbits(self._vocabulary.leading_digits <= max(0, left), bitorder="little")[: len(bits)]
+        return bits & short if (bits & short).any() else bits
 
     def accept(self, id: int) -> None:
         """Note the token that was taken, one that the mask allowed."""
         if not self._matcher.consume_token(id):
             raise self._failure()
+        if self._digits:
+            self._digits.push(self._vocabulary.bytes_of(id))
 
     @property
     def is_done(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from edgellm.errors import ArgumentError, UnsupportedError
+from edgellm.sampling import check_texts
 
 JsonSchema = str | bool | Mapping[str, Any]
 """A schema, or its text."""
@@ -115,6 +116,9 @@ def _check(schema: Mapping[str, Any], at: str) -> None:
                 f"supported are {', '.join(KEYWORDS)}"
             )
     _check_strings([schema.get("const"), schema.get("enum"), schema.get("required")], at)
+    _check_numbers([schema.get(key) for key in ("const", "enum", *LIMITS)], at)
+    if isinstance(pattern := schema.get("pattern"), str):
+        check_texts(f"the JSON schema's pattern at {at}", [pattern])
     format, draft = schema.get("format"), schema.get("$schema")
     if format is not None and format not in FORMATS:
         raise UnsupportedError(
@@ -145,6 +149,16 @@ def _check_strings(value: Any, at: str) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_strings(item, at)
+
+
+def _check_numbers(value: Any, at: str) -> None:
+    """Raise UnsupportedError for a whole number that the grammar's library would round."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UnsupportedError(
+            f"the JSON schema has the number {value} at {at}, beyond 64 bits, which is not supported; leave it out"
+        )
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        _check_numbers(item, at)
 
 
 def _needs_number(char: str) -> bool:
