@@ -89,7 +89,10 @@ def load(
     )
     try:
         if adapters:
-            made.adapter = combined([made.load_adapter(path, scale) for path, scale in adapters])
+            made.adapter = combined([made._read_adapter(path, scale) for path, scale in adapters])
+            made._backend.adapt(made.adapter)
+            # What is free now is what they leave.
+            replace(made.footprint, adapters=0).check(available_memory(), made.context_length)
     except BaseException:
         made.close()
         raise
@@ -176,13 +179,16 @@ class Model:
         model, and UnsupportedError if it uses something that edgellm does not compute.
         """
         self._check_open()
+        adapter = self._read_adapter(path, scale)
+        self._backend.adapt(adapter)
+        return adapter
+
+    def _read_adapter(self, path: str | os.PathLike[str], scale: float) -> Adapter:
         if not math.isfinite(scale):
             raise ArgumentError(f"the scale of an adapter is {scale}; expected a finite number")
         read = import_module("edgellm.converters").read_adapter
         pairs = read(Path(path), self._architecture, self.config, scale)
-        adapter = Adapter(Path(path).absolute().stem, self.fingerprint, pairs)
-        self._backend.adapt(adapter)
-        return adapter
+        return Adapter(Path(path).absolute().stem, self.fingerprint, pairs)
 
     def generate(self, prompt: str, **options: Any) -> Completion:
         """Continue a text, and return the complete answer. Takes the same arguments as `stream`."""

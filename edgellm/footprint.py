@@ -28,17 +28,19 @@ class Footprint:
     """What one slot remembers when its context is full; taken as it fills."""
     arena: int
     """What ops leave for each other."""
+    adapters: int = 0
+    """Low-rank adapters that are loaded."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.arena
+        return self.weights + self.adapters + self.cache + self.arena
 
     def share(self, room: int | None, wanted: int, least: int = 1) -> Share | None:
         """So many slots with full contexts as are wanted or fit into `room` bytes, weights apart, and what fits besides
         of one more context at rest; None if fewer than `least` slots fit. A room of None: nobody knows."""
         if room is None:
             return Share(wanted, self.cache)
-        room = max(0, room - self.arena)
+        room = max(0, room - self.arena - self.adapters)
         contexts = room // max(1, self.cache)
         if contexts < least:
             return None
@@ -47,16 +49,19 @@ class Footprint:
 
     def held(self, share: Share) -> int:
         """All that a model may come to take, weights included."""
-        return self.weights + self.arena + share.slots * self.cache + share.cache_bytes
+        return self.weights + self.adapters + self.arena + share.slots * self.cache + share.cache_bytes
 
     def check(self, available: int | None, context_length: int) -> None:
-        """Raise OutOfMemoryError if a full context could not be held, weights apart; None: nobody knows."""
-        needed = self.cache + self.arena
+        """Raise OutOfMemoryError if a full context could not be held, weights apart, beside what is free before
+        adapters are loaded; None: nobody knows."""
+        needed = self.cache + self.arena + self.adapters
         if available is not None and needed > available:
-            fits = max(0, available - self.arena) * context_length // max(1, self.cache)
+            fits = max(0, available - self.arena - self.adapters) * context_length // max(1, self.cache)
+            adapters = f", adapters of {self.adapters / 1e6:.0f} MB included," if self.adapters else ","
             raise OutOfMemoryError(
-                f"a context of {context_length} tokens takes {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB of "
-                f"memory are free; ask for a context of at most {fits} tokens (--ctx, context_length)"
+                f"a context of {context_length} tokens takes {needed / 1e6:.0f} MB{adapters} and "
+                f"{available / 1e6:.0f} MB of memory are free; ask for a context of at most {fits} tokens (--ctx, "
+                "context_length)"
             )
 
 

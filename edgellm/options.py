@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,15 +38,11 @@ slots_option = click.option(
 
 def _adapters(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[tuple[str, float]]:
     """["a", "b:0.5"] -> [("a", 1.0), ("b", 0.5)]."""
-    return [_with_scale(text) for text in texts]
+    if not texts:
+        return []
+    from edgellm.store import path_and_scale
 
-
-def _with_scale(text: str) -> tuple[str, float]:
-    path, colon, scale = text.rpartition(":")
-    if colon and not Path(text).exists():
-        with suppress(ValueError):
-            return path, float(scale)
-    return text, 1.0
+    return [path_and_scale(text) for text in texts]
 
 
 lora_option = click.option(
@@ -72,9 +68,7 @@ def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(1), metavar="N", help="Threads; default all cores."
 )
-backend_option = click.option(
-    "--backend", metavar="reference|cpu|cuda", help="What computes; default the best there is."
-)
+backend_option = click.option("--backend", metavar="cpu|reference", help="What computes; default the best there is.")
 
 kv_option = click.option(
     "--kv",

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm import session
+from edgellm.adapter import Adapter, combined
 from edgellm.errors import ArgumentError, EdgeError
 from edgellm.footprint import resident_memory
 from edgellm.home import home
 from edgellm.sampling import SamplingParams
 from edgellm.screen import Screen, is_rich_terminal
+from edgellm.store import path_and_scale
 
 if TYPE_CHECKING:
     from edgellm.answer import Completion, Piece, Timings
@@ -144,15 +146,25 @@ class Repl:
             self._screen.note(f"{QUOTES} begins and ends a message of several lines. Tab completes, arrows go back.")
 
     def set(self, rest: str) -> None:
-        """[NAME VALUE]: how answers are made, such as /set temperature 0.2; alone, what is set."""
+        """[NAME VALUE]: how answers are made: /set temperature 0.2, /set adapter PATH[:SCALE]; alone, what is set."""
         name, _, value = rest.partition(" ")
         if not rest:
-            for key, current in {**self._settings, "think": self._screen.shows_thoughts}.items():
+            others = {"think": self._screen.shows_thoughts, "adapter": self._chat.adapter and self._chat.adapter.name}
+            for key, current in {**self._settings, **others}.items():
                 self._screen.note(f"{key} {json.dumps(current, ensure_ascii=False)}")
+        elif name == "adapter":
+            self._chat.adapter = self._adapter(value.strip())
         elif name == "think":
             self._screen.shows_thoughts = _switch(value)
         else:
             self._settings = checked({**self._settings, name: parsed(name, value)})
+
+    def _adapter(self, value: str) -> Adapter | None:
+        """What answers are made with from now on: the sum of the adapters that are named; "none": the model alone."""
+        if value == "none":
+            return None
+        named = [path_and_scale(word) for word in words(value, "/set adapter")]
+        return combined([self._model.load_adapter(Path(path).expanduser(), scale) for path, scale in named])
 
     def show(self, rest: str) -> None:
         """the model, and the messages so far."""
@@ -415,10 +427,11 @@ def _toolkit_reader(status: Callable[[], str]) -> Reader:
             name, space, rest = text.partition(" ")
             if not space and text.startswith("/"):
                 yield from (Completion(f"/{each}", -len(text)) for each in COMMANDS if f"/{each}".startswith(text))
-            elif name in ("/read", "/save", "/load"):
+            elif name in ("/read", "/save", "/load") or rest.startswith("adapter "):
+                rest = rest.removeprefix("adapter ") if name == "/set" else rest
                 yield from PathCompleter(expanduser=True).get_completions(Document(rest), event)
             elif name == "/set" and " " not in rest:
-                known = sorted({field.name for field in fields(SamplingParams)} | OTHERS.keys() | {"think"})
+                known = sorted({field.name for field in fields(SamplingParams)} | OTHERS.keys() | {"adapter", "think"})
                 yield from (Completion(each, -len(rest)) for each in known if each.startswith(rest))
 
     history: History = InMemoryHistory()

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -58,6 +59,15 @@ def resolve(model: str) -> Path:
     if entry.bundled is None:
         _say(f"{entry.name} is not here yet: fetching it ({(entry.size or 0) / 1e6:,.0f} MB) from {entry.source}")
     return pull(model)
+
+
+def path_and_scale(text: str) -> tuple[str, float]:
+    """An adapter as a user writes it: "a" -> ("a", 1.0), "b:0.5" -> ("b", 0.5)."""
+    path, colon, scale = text.rpartition(":")
+    if colon and not Path(text).exists():
+        with suppress(ValueError):
+            return path, float(scale)
+    return text, 1.0
 
 
 def location(name: str) -> Path | None:

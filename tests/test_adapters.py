@@ -1,6 +1,7 @@
 """Low-rank adapters: as PEFT computes them, as the merged weights, and each chat with its own."""
 
 import asyncio
+import gc
 import json
 from dataclasses import replace
 from functools import cache
@@ -192,6 +193,24 @@ def test_the_cpu_backend_is_the_reference_and_noise(smollm2, smollm2_cpu, smollm
         exact, found = (model.logits(ids) for model in (smollm2, smollm2_cpu))
         error[made] = np.sqrt(np.square(found - exact).mean()) / exact.std()
     assert error["adapted"] < 1.5 * error["plain"] < 0.1
+
+
+def test_an_adapter_beside_a_cache_of_8_bits(smollm2_path, smollm2_cpu, smollm2_adapters):
+    """As near to the same with float16 as answers without the adapter are; and one at a time what a batch gives."""
+    ids = smollm2_cpu.tokenize("Once upon a time there was a little girl who lived in a house by the sea. " * 6)
+    with Model(smollm2_path, backend="cpu", context_length=512, kv="q8") as model:
+        error = {}
+        for made in ("plain", "adapted"):
+            for each in (model, smollm2_cpu):
+                each.adapter = each.load_adapter(smollm2_adapters[0]) if made == "adapted" else None
+            exact, found = smollm2_cpu.logits(ids), model.logits(ids)
+            error[made] = np.sqrt(np.square(found - exact).mean()) / exact.std()
+        prompts, options = ["The sea is", "Once upon a time"], {**OPTIONS, "adapter": model.adapter}
+        batch = [done.ids for done in model.generate_batch(prompts, **options)]
+        assert batch == [model.generate(prompt, **options).ids for prompt in prompts]
+        assert batch != [model.generate(prompt, **{**options, "adapter": None}).ids for prompt in prompts]
+    smollm2_cpu.adapter = None
+    assert 0 < error["adapted"] < 1.5 * error["plain"] < 0.1
 
 
 def test_two_chats_at_a_time_with_an_adapter_each(smollm2_cpu, smollm2_adapters):
@@ -410,6 +429,26 @@ def test_command_line(stories, stories_adapters, tmp_path):
         assert done.stdout == stories.generate("Once upon a time", adapter=adapter, **options).text + "\n"
     assert isinstance(run(*start, "--lora", tmp_path / "nonesuch").exception, ModelNotFoundError)
     assert run("bench", "stories260k", "-p", "4", "-n", "2", "-r", "1", "--lora", path).exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+def test_memory(stories_adapters, kind):
+    """The kernels have the values once more, in their order."""
+    options = ("fit", "stories260k", "--backend", kind, "--json")
+    plain = json.loads(run(*options).stdout)
+    found = json.loads(run(*options, "--lora", stories_adapters[0], "--lora", f"{stories_adapters[1]}:0.5").stdout)
+    with load(BUNDLED, backend=kind, adapters=[(stories_adapters[0], 1.0), (stories_adapters[1], 0.5)]) as model:
+        held, footprint = model.adapter.n_bytes, model.footprint
+        assert {name: found[name] for name in ("weights", "adapters", "cache", "arena")} == vars(footprint)
+        model.adapter = None
+        gc.collect()
+        assert model.footprint.adapters == 0
+    assert plain["adapters"] == 0
+    assert held <= found["adapters"] <= 2.2 * held
+    assert found["total"] == sum(found[name] for name in ("weights", "adapters", "cache", "arena"))
+    if kind == "cpu":
+        assert found["bytes_per_token"] > plain["bytes_per_token"]
+        assert "adapters " in run(*options[:-1], "--lora", stories_adapters[0]).stdout
 
 
 def test_show(stories_adapters, tmp_path):

@@ -65,7 +65,9 @@ def test_fit():
     assert re.search(r"\d+ t/s  at most, with a full context \d+;", shown)
     facts = json.loads(edgellm("fit", "stories260k", "--ctx", 128, "--json").stdout)
     assert facts["total"] == facts["weights"] + facts["cache"] + facts["arena"]
-    assert json.loads(edgellm("fit", "stories260k", "--backend", "reference", "--json").stdout)["arena"] == 0
+    reference = json.loads(edgellm("fit", "stories260k", "--backend", "reference", "--json").stdout)
+    assert (reference["arena"], reference["adapters"]) == (0, 0)
+    assert "adapters" not in shown
 
 
 def test_a_cache_of_8_bits(tmp_path):
@@ -232,7 +234,10 @@ def test_eval(tmp_path):
     options = ["--data", tmp_path, "--limit", 3, "--backend", "reference", "-t", 1, "--json"]
     result = json.loads(edgellm("eval", "lambada", "stories260k", *options).stdout)
     facts = {"task": "lambada", "model": "stories260K", "backend": "reference", "threads": 1, "questions": 3, "cut": 0}
-    assert result == {**facts, "results": result["results"]}
+    assert result == {**facts, "kv": "f16", "results": result["results"]}
+    half = json.loads(edgellm("eval", "lambada", "stories260k", *options, "--kv", "q8").stdout)
+    assert half["kv"] == "q8"
+    assert 0 < abs(half["results"]["perplexity"]["value"] / result["results"]["perplexity"]["value"] - 1) < 0.1
     values = [result["results"][name][key] for name in ("acc", "perplexity") for key in ("value", "error")]
     assert [f"{value:.4f}" for value in values] == [*shown.groups()]
 

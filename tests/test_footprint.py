@@ -38,6 +38,17 @@ def test_a_context_that_does_not_fit():
         footprint.check(600, 400)
 
 
+def test_adapters_count():
+    footprint = Footprint(weights=10**12, cache=800, arena=200, adapters=100)
+    footprint.check(1100, 400)
+    with pytest.raises(OutOfMemoryError, match=r"0 MB, adapters of 0 MB included, and .* at most 150 tokens"):
+        footprint.check(600, 400)
+    assert footprint.total == 10**12 + 1100
+    assert footprint.share(1100, 1) == Share(1, 0)
+    assert footprint.share(1099, 1) is None
+    assert footprint.held(Share(2, 5)) == 10**12 + 100 + 200 + 1600 + 5
+
+
 def test_what_a_model_may_take():
     """One more context than there are slots: of those at rest."""
     footprint = Footprint(weights=7, cache=100, arena=50)

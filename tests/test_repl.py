@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import adapters
 import pytest
 from conftest import BUNDLED
 from terminal import Terminal
@@ -116,6 +117,7 @@ def test_settings(repl):
     assert typed(repl, "/set temperature 0.5", '/set stop ["girl"]', "/set max_tokens null", "/set think off") == []
     assert {"temperature 0.5", 'stop ["girl"]', "max_tokens null", "think false"} <= set(typed(repl, "/set"))
     assert "did you mean 'temperature'?" in typed(repl, "/set temperatur 1")[0]
+    assert "top_k is 2.5; expected a whole number" in typed(repl, "/set top_k 2.5")[0]
     assert "stop is 'x'" in typed(repl, "/set stop x")[0]
     assert "think is 'maybe'" in typed(repl, "/set think maybe")[0]
     assert repl._settings["temperature"] == 0.5
@@ -124,6 +126,22 @@ def test_settings(repl):
     assert parsed("logit_bias", '{"5": -1}') == {5: -1}
     with pytest.raises(ArgumentError, match="temperature"):
         checked({"temperature": [1]})
+
+
+def test_adapters(repl, model, tmp_path):
+    """Of one's own for the chat, with scales; none for the model alone."""
+    first, second = (adapters.written(tmp_path / f"adapter {n}", model, seed=n, size=1.0) for n in (0, 1))
+    typed(repl, "Once upon a time", f"/set adapter '{first}'", "/regen", f"/set adapter '{first}':-1 '{second}'")
+    assert 'adapter "adapter 0 + adapter 1"' in typed(repl, "/set")
+    typed(repl, "/regen", "/set adapter none", "/regen")
+    assert "adapter null" in typed(repl, "/set")
+    plain, one, both, again = repl.screen.answers
+    assert len({plain, one, both}) == 3
+    assert again == plain
+    found = typed(repl, f"/set adapter {tmp_path}/none", "/set adapter", f"/set adapter '{first}':nan")
+    for words, note in zip(("no such adapter", "was given 0 names", "scale of an adapter is nan"), found, strict=True):
+        assert words in note
+    assert repl._chat.adapter is None
 
 
 def test_system(repl):
@@ -242,8 +260,9 @@ terminals = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-termin
 
 @terminals
 @pytest.mark.parametrize("terminal", ["xterm", "dumb"])
-def test_every_command_in_a_terminal(smollm2_path, tmp_path, terminal):
+def test_every_command_in_a_terminal(smollm2_path, smollm2, tmp_path, terminal):
     (tmp_path / "notes.txt").write_text("The password of the day is swordfish.")
+    adapter = adapters.written(tmp_path / "loud", smollm2, size=2.0)
     home = {"TERM": terminal, "XDG_CACHE_HOME": str(tmp_path)} if terminal == "dumb" else {"TERM": terminal}
     with Terminal("chat", "-m", str(smollm2_path), "--temp", "0", "-n", "40", **home) as person:
         assert "/help shows commands" in person.until_ready()
@@ -252,6 +271,10 @@ def test_every_command_in_a_terminal(smollm2_path, tmp_path, terminal):
         assert "temperature 0.0" in person.say("/set")
         person.say("/set max_tokens 30")
         assert "user: What is the capital of France?" in person.say("/show")
+        person.say(f"/set adapter {adapter}")
+        assert 'adapter "loud"' in person.say("/set")
+        assert "Paris" not in person.say("/regen")
+        person.say("/set adapter none")
         assert "(no system message)" in person.say("/system")
         person.say("/system You answer in one word.")
         assert "Paris" in person.say("/regen")

@@ -26,7 +26,10 @@ class Backend(Protocol):
     """Most rows of one step."""
     CACHE_LAYOUT: str
     """What a slot's `content` is: another word where bytes come to stand elsewhere, or others are computed."""
-    footprint: Footprint
+
+    @property
+    def footprint(self) -> Footprint:
+        """The memory that it takes, with the adapters that it was made ready for and that somebody still holds."""
 
     def __init__(
         self,

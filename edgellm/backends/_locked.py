@@ -8,6 +8,7 @@ from edgellm.adapter import Adapter
 from edgellm.arrays import F32, I32, Array
 from edgellm.backends import Backend
 from edgellm.errors import EdgeError
+from edgellm.footprint import Footprint
 from edgellm.step import Step
 
 
@@ -16,8 +17,12 @@ class Locked:
 
     def __init__(self, backend: Backend) -> None:
         self._backend, self._lock, self._is_closed = backend, threading.RLock(), False
-        self.MAX_ROWS, self.footprint = backend.MAX_ROWS, backend.footprint
-        self.CACHE_LAYOUT, self.bytes_of = backend.CACHE_LAYOUT, backend.bytes_of
+        self.MAX_ROWS, self.CACHE_LAYOUT, self.bytes_of = backend.MAX_ROWS, backend.CACHE_LAYOUT, backend.bytes_of
+
+    @property
+    def footprint(self) -> Footprint:
+        with self._lock:
+            return self._backend.footprint
 
     def adapt(self, adapter: Adapter) -> None:
         with self._lock:

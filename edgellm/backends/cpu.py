@@ -128,11 +128,20 @@ class Backend(Slots[Slot]):
         })  # fmt: skip
         self._place_scratch()
         super().__init__(context_length)
-        self.footprint = Footprint(
-            weights=sum(tensor.data.nbytes for tensor in tensors.values()),
+        self._weight_bytes = sum(tensor.data.nbytes for tensor in tensors.values())
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint(
+            weights=self._weight_bytes,
             cache=slot_bytes(self._memory.layers),
             arena=self._memory.n_bytes + self._scratch.nbytes,
+            adapters=sum(self._bytes_of_adapter(*each) for each in self._adapted.items()),
         )
+
+    def _bytes_of_adapter(self, adapter: Adapter, program: _Program) -> int:
+        """Its values, and the same in the order in which kernels read them."""
+        return adapter.n_bytes + program.plan.bytes_read() - self._plan.bytes_read()
 
     def _lower(self, most_rows: int) -> None:
         self._program = self._program_of(self._plan, most_rows)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -48,10 +49,16 @@ class Backend(Slots[SlotCache]):
         super().__init__(context_length)
         self._layers = architecture.caches(config)
         self._dense: dict[str, F32] = {}
-        self.footprint = Footprint(
-            weights=4 * sum(math.prod(tensor.shape) for tensor in tensors.values()),
-            cache=self.bytes_of(context_length),
+        self._weight_bytes = 4 * sum(math.prod(tensor.shape) for tensor in tensors.values())
+        self._adapters: WeakSet[Adapter] = WeakSet()
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint(
+            weights=self._weight_bytes,
+            cache=self.bytes_of(self._context_length),
             arena=0,
+            adapters=sum(adapter.n_bytes for adapter in self._adapters),
         )
 
     def bytes_of(self, n_tokens: int) -> int:
@@ -65,7 +72,7 @@ class Backend(Slots[SlotCache]):
         return SlotCache(self._layers, self._context_length, self.MAX_ROWS, self._kv)
 
     def adapt(self, adapter: Adapter) -> None:
-        """There is nothing to be made ready."""
+        self._adapters.add(adapter)
 
     def _recorded(self) -> Plan:
         return self._record()

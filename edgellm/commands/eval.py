@@ -11,7 +11,7 @@ import click
 
 from edgellm import tasks
 from edgellm.commands.tokenize import read_text
-from edgellm.options import backend_option, json_option, load_model, lora_option, threads_option
+from edgellm.options import backend_option, json_option, kv_option, load_model, lora_option, threads_option
 
 
 @click.command()
@@ -27,6 +27,7 @@ from edgellm.options import backend_option, json_option, load_model, lora_option
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="The first N questions only.")
 @backend_option
 @threads_option
+@kv_option
 @lora_option
 @json_option
 def command(task: str, model: str, data: Path | None, limit: int | None, as_json: bool, **options: Any) -> None:
@@ -45,6 +46,7 @@ def command(task: str, model: str, data: Path | None, limit: int | None, as_json
             "model": loaded.info.name,
             "backend": loaded.backend_name,
             "threads": options["threads"],
+            "kv": options["kv"],
             "questions": len(questions),
             "cut": sum(any(answer.n_cut for answer in question) for question in asked),
         }

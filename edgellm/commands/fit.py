@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.options import json_option, runtime_options, size_text
+from edgellm.options import json_option, lora_option, runtime_options, size_text
+
+if TYPE_CHECKING:
+    from edgellm.adapter import Adapter
+    from edgellm.loading import LoadedFile
 
 LARGEST = 256_000_000
 """Bytes that are read to measure: no cache holds as much, so more takes as long for each."""
@@ -17,8 +23,17 @@ LARGEST = 256_000_000
 @click.command()
 @click.argument("model")
 @runtime_options
+@lora_option
 @json_option
-def command(model: str, ctx: int | None, threads: int | None, backend: str | None, kv: str, as_json: bool) -> None:
+def command(
+    model: str,
+    ctx: int | None,
+    threads: int | None,
+    backend: str | None,
+    kv: str,
+    adapters: list[tuple[str, float]],
+    as_json: bool,
+) -> None:
     """Tell whether MODEL fits into this machine's memory, and how fast it can decode at most.
 
     Exits with 11 if a full context does not fit, as loading it would.
@@ -30,26 +45,39 @@ def command(model: str, ctx: int | None, threads: int | None, backend: str | Non
 
     loaded = open_model(store.resolve(model))
     name, context = backend or backends.best(), allowed_context(ctx, loaded.config.context_length)
+    available, adapter = available_memory(), _adapter(loaded, adapters)
     made = backends.get(name)(loaded.architecture, loaded.config, loaded.file.tensors, context, threads, kv)
-    footprint, available = made.footprint, available_memory()
+    if adapter:
+        made.adapt(adapter)
+    footprint = made.footprint
     made.close()
     facts: dict[str, Any] = {
         "model": loaded.file.info.name, "backend": name, "context": context, "kv": kv, **asdict(footprint),
         "total": footprint.total, "available": available,
     }  # fmt: skip
     if name == "cpu":
-        facts |= _decoding(loaded, footprint.cache, threads)
+        facts |= _decoding(loaded, adapter, footprint.cache, threads)
     click.echo(json.dumps(facts) if as_json else "\n".join(_lines(facts)))
     footprint.check(available, context)
 
 
-def _decoding(loaded: Any, cache: int, threads: int | None) -> dict[str, float]:
+def _adapter(loaded: LoadedFile, adapters: list[tuple[str, float]]) -> Adapter | None:
+    """One that adds what all of them add."""
+    from edgellm.adapter import Adapter, combined
+
+    read = import_module("edgellm.converters").read_adapter
+    made = [Adapter(path, "", read(Path(path), loaded.architecture, loaded.config, scale)) for path, scale in adapters]
+    return combined(made) if made else None
+
+
+def _decoding(loaded: LoadedFile, adapter: Adapter | None, cache: int, threads: int | None) -> dict[str, float]:
     """Bytes that a token reads, how fast this machine reads them, and what follows."""
     from edgellm.kernels.bandwidth import Threads, read_rate
     from edgellm.kernels.team import physical_cores
-    from edgellm.plan import record
+    from edgellm.plan import adapted, record
 
-    n_bytes = record(loaded.architecture, loaded.config, loaded.file.tensors).bytes_read()
+    plan = record(loaded.architecture, loaded.config, loaded.file.tensors)
+    n_bytes = (adapted(plan, adapter.pairs) if adapter else plan).bytes_read()
     rate = read_rate(min(n_bytes, LARGEST), Threads(threads or physical_cores()))
     return {
         "bytes_per_token": n_bytes, "bytes_per_second": rate, "most_tokens_per_second": rate / n_bytes,
@@ -61,6 +89,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     weights = facts["weights"] <= (facts["available"] or facts["weights"])
     notes = {
         "weights": "mapped from the file" if facts["backend"] == "cpu" else "dequantized",
+        **({"adapters": "of --lora"} if facts["adapters"] else {}),
         "cache": f"what {facts['context']} tokens leave, taken as they come",
         "arena": "what ops leave for each other",
         "total": "" if weights else "more than is free: weights will be read again from disk, slowly",

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 @click.command(cls=Grouped)
 @click.argument("prompt")
 @model_option
-@click.option("--answers", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Give N answers.")
+@click.option(
+    "--answers", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N", help="Give N answers."
+)
 @prompt_cache_option
 @sampling_options
 @structure_options
