@@ -255,9 +255,10 @@ def test_a_batch_is_refused_as_a_whole(stories):
 
 
 def test_smollm2_in_a_batch(smollm2_path):
-    prompts = [f"{word} is" for word in ("Paris", "Water", "A cat", "The moon", "Bread", "Rain", "Music", "Iron")]
+    words = ("Paris", "Water", "A cat", "The moon", "Bread", "Rain", "Music", "Iron", "Snow", "Wood", "Gold", "Salt")
+    prompts = [f"{word} {verb}" for word in words for verb in ("is", "has")][:16]
     with Model(smollm2_path, backend="cpu", context_length=512) as model:
-        for sampling in ({"temperature": 0}, {"seed": 5}):
+        for sampling in ({"temperature": 0}, {"seed": 5, "temperature": 0.8}):
             options = {"max_tokens": 16, "ignore_eos": True, **sampling}
             found = [done.ids for done in model.generate_batch(prompts, **options)]
             assert found == [model.generate(prompt, **options).ids for prompt in prompts]
