@@ -114,6 +114,15 @@ class Engine:
                 self._changed.notify()
 
     def _work(self) -> None:
+        try:
+            self._make()
+        except Exception as error:
+            # Of beginning anew, or of giving slots back: the next answer gets another thread, and may have more luck.
+            with self._changed:
+                self._thread = None
+                self._end_all(error)
+
+    def _make(self) -> None:
         while not self._closed:
             scheduler = self._new_scheduler()
             try:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import BUNDLED
+from serving import until
 
 from edgellm.answer import Completion, Piece
 from edgellm.api import Model
@@ -146,6 +147,21 @@ def test_a_backend_that_fails_ends_all_that_are_under_way_and_no_later_ones(mode
     assert {type(told(each)[-1]) for each in events} == {MemoryError}
     monkeypatch.undo()
     assert told(submit(model, "Tom", **OPTIONS)[1])[-1].ids == model.generate("Tom", **OPTIONS).ids
+
+
+def test_one_that_cannot_begin_anew_tells_those_who_wait_and_begins_with_the_next(model, monkeypatch):
+    def fails(self, *arguments):
+        raise RuntimeError("plugh")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(model._backend, "best", fails)
+        broken.setattr(model._backend, "run", fails)
+        broken.setattr("edgellm.scheduler.Scheduler.close", fails)
+        _, events = submit(model, "Once", **OPTIONS)
+        assert str(told(events)[-1]) == "plugh"
+        until(lambda: not engines())
+    _, events = submit(model, "Once", **OPTIONS)
+    assert isinstance(told(events)[-1], Completion)
 
 
 def test_where_no_thread_can_be_started_nothing_waits_for_it(model, monkeypatch):

@@ -285,7 +285,9 @@ def test_models_come_and_go(client, server, name):
     until(lambda: name not in [each.model for each in client.ps().models])
     assert client.generate(name, keep_alive=0).done_reason == "unload"
     assert name not in [each.model for each in client.ps().models]
-    assert client.chat(name, HELLO, options={"num_predict": 1}, keep_alive=-1).load_duration > 0
+    assert client.chat(name, HELLO, options={"num_predict": 1}, keep_alive=1e300).load_duration > 0
+    assert client.ps().models[0].expires_at.year == 9999
+    client.generate(name, keep_alive=-1)
     assert server.request("HEAD", "/")[0] == 200
     assert server.get("/api/version") == (200, {"version": __version__})
 

@@ -32,6 +32,7 @@ MESSAGE = Object(
     ["role"],
 )
 MESSAGES = ListOf(MESSAGE, least=1)
+MOST_TOOLS = 1000
 TOOLS = ListOf(
     Object(
         {
@@ -41,7 +42,8 @@ TOOLS = ListOf(
             ),
         },
         ["function"],
-    )
+    ),
+    most=MOST_TOOLS,
 )
 
 

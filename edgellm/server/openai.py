@@ -26,6 +26,9 @@ MOST_TOP = 20
 """Of the likeliest tokens that a client may ask for."""
 NO_LOGPROB = -9999.0
 """In place of minus infinity, which JSON has not; OpenAI's API does so too."""
+MOST_TEXTS = 2048
+"""Of one request: to embed, to rank, or as prompts; OpenAI's number."""
+STOP = Text(most=1000)
 
 
 def _sampler(name: str) -> Kind:
@@ -35,7 +38,8 @@ def _sampler(name: str) -> Kind:
 SAMPLING: dict[str, Kind] = {
     **{name: _sampler(name) for name in RANGES},
     "mirostat": Whole(0, 2),
-    "dry_sequence_breakers": ListOf(Text(), most=64),
+    # Each is looked for in every token.
+    "dry_sequence_breakers": ListOf(Text(most=40), most=16),
     "samplers": ListOf(Text(ORDER)),
     "seed": Whole(0, 2**64 - 1),
     "logit_bias": MapOf(Number(-LARGEST, LARGEST)),
@@ -46,7 +50,7 @@ COMMON: dict[str, Kind] = {
     "keep_alive": Duration(),
     **SAMPLING,
     "n": Whole(1, MOST_ANSWERS),
-    "stop": Either((Text(), ListOf(Text(), most=64))),
+    "stop": Either((STOP, ListOf(STOP, most=64))),
     "max_tokens": Whole(0),
     "stream": Flag(),
     "stream_options": Object({"include_usage": Flag(), "include_obfuscation": Flag()}),
@@ -72,12 +76,16 @@ ANSWER = ("stop", "speculate", "ignore_eos", "max_tokens", *SAMPLING)
 
 
 def texts(given: Any, at: str) -> list[str | list[int]]:
-    """What was read as TEXTS, as a list; raises RequestError for a mixture."""
+    """What was read as TEXTS, as a list; raises RequestError for a mixture, and for too many."""
     if isinstance(given, str):
         return [given]
     kinds = {type(each) for each in given}
     if len(kinds) > 1:
         raise RequestError(f"{at} has texts and tokens; expected a text, its ids, or a list of either", param=at)
+    if kinds != {int} and len(given) > MOST_TEXTS:
+        raise RequestError(
+            f"{at} has {len(given)} texts; expected at most {MOST_TEXTS}: send them in several requests", param=at
+        )
     return [given] if kinds == {int} else list(given)
 
 

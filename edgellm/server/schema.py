@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Protocol
 
 from edgellm.server.errors import RequestError
 
+MOST_CHARACTERS = 1_000_000
+"""Of a text that is encoded however long it is: while the library cuts it into words, nothing else goes on."""
+
 
 class Kind(Protocol):
     @property
@@ -97,10 +100,14 @@ class Whole(Number):
 class Text:
     choices: Sequence[str] = ()
     """The only ones there may be; none allows any text."""
+    most: int | None = None
+    """Characters."""
 
     @property
     def what(self) -> str:
-        return f"one of {', '.join(self.choices)}" if self.choices else "a text"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        return "a text" if self.most is None else f"a text of at most {self.most} characters"
 
     def fits(self, value: Any) -> bool:
         return isinstance(value, str)
@@ -108,10 +115,13 @@ class Text:
     def read(self, value: Any, at: str) -> str:
         if not isinstance(value, str) or (self.choices and value not in self.choices):
             raise _refused(value, at, self)
+        if self.most is not None and len(value) > self.most:
+            raise _refused(value, at, self)
         return value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", **({"enum": list(self.choices)} if self.choices else {})}
+        most = {} if self.most is None else {"maxLength": self.most}
+        return {"type": "string", **({"enum": list(self.choices)} if self.choices else {}), **most}
 
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
@@ -157,12 +167,10 @@ class ListOf:
 
     @property
     def what(self) -> str:
-        number = "" if self.most is None else f"at most {self.most} of "
-        return (
-            f"a list, {number}each {self.item.what}"
-            if not self.least
-            else f"a list that is not empty, {self.item.what}"
-        )
+        if self.most is not None:
+            number = f"{self.least} to {self.most}" if self.least else f"at most {self.most}"
+            return f"a list, {number} of each {self.item.what}"
+        return f"a list that is not empty, {self.item.what}" if self.least else f"a list, each {self.item.what}"
 
     def fits(self, value: Any) -> bool:
         return isinstance(value, list)

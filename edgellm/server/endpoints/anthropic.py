@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from edgellm.server import openai, turn
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError, anthropic
+from edgellm.server.messages import MOST_TOOLS
 from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Object, Tagged, Text, Whole
 from edgellm.server.service import Answers, Call
 from edgellm.server.streams import Wire, answering, event
@@ -52,7 +53,7 @@ PROMPT: dict[str, Kind] = {
     "model": Text(),
     "messages": ListOf(MESSAGE, least=1),
     "system": TEXTS,
-    "tools": ListOf(Tagged({"custom": TOOL}, default="custom")),
+    "tools": ListOf(Tagged({"custom": TOOL}, default="custom"), most=MOST_TOOLS),
     "tool_choice": Tagged(
         {
             "auto": Object(ONCE),
@@ -70,7 +71,7 @@ PROMPT: dict[str, Kind] = {
 FIELDS: dict[str, Kind] = {
     **PROMPT,
     "max_tokens": Whole(1),
-    "stop_sequences": ListOf(Text(), most=64),
+    "stop_sequences": ListOf(openai.STOP, most=64),
     "stream": Flag(),
     **openai.SAMPLING,
     **openai.STRUCTURE,

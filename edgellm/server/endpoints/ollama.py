@@ -18,7 +18,19 @@ from edgellm.server.embedding import check_dimensions, embedded, shortened
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError, ollama
 from edgellm.server.messages import TOOLS
-from edgellm.server.schema import Anything, Duration, Either, Flag, Kind, ListOf, MapOf, Object, Text, Whole
+from edgellm.server.schema import (
+    MOST_CHARACTERS,
+    Anything,
+    Duration,
+    Either,
+    Flag,
+    Kind,
+    ListOf,
+    MapOf,
+    Object,
+    Text,
+    Whole,
+)
 from edgellm.server.service import Answers, Call
 from edgellm.server.streams import Wire, answering, encode
 from edgellm.server.turn import Asked, Called, Part, Prompt
@@ -318,7 +330,14 @@ def _ids(model: Model, texts: list[str], truncates: bool) -> list[list[int]]:
     return openai.ids_of(model, cut, "input")
 
 
-EMBED = {**COMMON, "input": Either((Text(), ListOf(Text()))), "truncate": Flag(), "dimensions": Whole(1)}
+# It is cut by its tokens, so all of it is encoded.
+TEXT = Text(most=MOST_CHARACTERS)
+EMBED = {
+    **COMMON,
+    "input": Either((TEXT, ListOf(TEXT, most=openai.MOST_TEXTS))),
+    "truncate": Flag(),
+    "dimensions": Whole(1),
+}
 ENDPOINTS = [
     Endpoint("POST", ("/api/chat",), chat, Object(CHAT, ["model"])),
     Endpoint("POST", ("/api/generate",), generate, Object(GENERATE, ["model"])),

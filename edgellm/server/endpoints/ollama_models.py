@@ -28,6 +28,8 @@ from edgellm.server.service import Call
 
 NEVER = datetime(9999, 12, 31, tzinfo=timezone.utc)
 """When a model is unloaded that stays."""
+MOST_SECONDS = 1e10
+"""Some three hundred years: what is longer may be no date."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ async def ps(call: Call) -> Response:
     found = []
     for name, served in list(models.loaded.items()):
         left = served.seconds_left
-        until = NEVER.isoformat() if math.isinf(left) else _time(time.time() + left)
+        until = NEVER.isoformat() if left > MOST_SECONDS else _time(time.time() + left)
         if known := await run_in_threadpool(_known, models, name):
             known["size"] = served.n_bytes
             found.append({**known, "expires_at": until, "size_vram": 0, "context_length": served.model.context_length})

@@ -29,7 +29,7 @@ FIELDS: dict[str, Kind] = {
     "model": Text(),
     "keep_alive": Duration(),
     "query": Text(),
-    "documents": ListOf(Either((Text(), Object({"text": Text()}, ["text"]))), least=1),
+    "documents": ListOf(Either((Text(), Object({"text": Text()}, ["text"]))), least=1, most=openai.MOST_TEXTS),
     "top_n": Whole(1),
     "return_documents": Flag(),
 }

@@ -15,7 +15,7 @@ from edgellm.server import openai, turn
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
 from edgellm.server.log import told
-from edgellm.server.messages import arguments_of
+from edgellm.server.messages import MOST_TOOLS, arguments_of
 from edgellm.server.schema import Anything, Either, Flag, Kind, ListOf, MapOf, Object, Tagged, Text, Whole
 from edgellm.server.service import Answers, Call
 from edgellm.server.streams import PING, answering
@@ -79,7 +79,7 @@ FIELDS: dict[str, Kind] = {
     "max_output_tokens": Whole(1),
     "stream_options": Object({"include_obfuscation": Flag()}),
     "text": Object({"format": FORMAT, "verbosity": Text(("medium",))}),
-    "tools": ListOf(TOOL),
+    "tools": ListOf(TOOL, most=MOST_TOOLS),
     "tool_choice": Either((Text(CHOICES), Tagged({"function": Object({"name": Text()}, ["name"])}))),
     "parallel_tool_calls": Flag(),
     "include": ListOf(Text((LOGPROBS,))),

@@ -10,12 +10,13 @@ from starlette.responses import JSONResponse, Response
 from edgellm.server.endpoint import Endpoint
 from edgellm.server.errors import RequestError
 from edgellm.server.messages import MESSAGES, TOOLS, messages_of
-from edgellm.server.schema import Flag, ListOf, Object, Text, Whole
+from edgellm.server.schema import MOST_CHARACTERS, Flag, ListOf, Object, Text, Whole
 from edgellm.server.service import Call
 
+TEXT = Text(most=MOST_CHARACTERS)
 TOKENIZE = Object(
     {
-        "model": Text(), "content": Text(), "prompt": Text(), "add_special": Flag(), "add_special_tokens": Flag(),
+        "model": Text(), "content": TEXT, "prompt": TEXT, "add_special": Flag(), "add_special_tokens": Flag(),
         "parse_special": Flag(), "with_pieces": Flag(),
     }
 )  # fmt: skip
