@@ -29,10 +29,13 @@ prompt_cache_option = click.option(
     "--prompt-cache",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Do not evaluate again what FILE has of the prompt, if it is there; keep there what was evaluated.",
+    help="Save the evaluated prompt in FILE, and reuse what FILE already has of it.",
 )
 slots_option = click.option(
-    "--slots", type=click.IntRange(1), metavar="N", help="Answers made at once; default 16, or what memory holds."
+    "--slots",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Answers made at once; default 16, or as many as fit into memory.",
 )
 
 
@@ -51,7 +54,7 @@ lora_option = click.option(
     multiple=True,
     callback=_adapters,
     metavar="PATH[:SCALE]",
-    help="Add an adapter, a PEFT folder or a GGUF file, times SCALE; may be repeated.",
+    help="Add an adapter (a PEFT folder or a GGUF file), times SCALE; may be repeated.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -66,16 +69,18 @@ def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(1), metavar="N", help="Threads; default all cores."
+    "-t", "--threads", type=click.IntRange(1), metavar="N", help="Number of threads; default all cores."
 )
-backend_option = click.option("--backend", metavar="cpu|reference", help="What computes; default the best there is.")
+backend_option = click.option(
+    "--backend", metavar="cpu|reference", help="Backend to use; default the best that runs here."
+)
 
 kv_option = click.option(
     "--kv",
     type=click.Choice(["f16", "q8"]),
     default="f16",
     show_default=True,
-    help="Keys and values of a context; q8 takes half the memory.",
+    help="Format of the KV cache; q8 takes half the memory.",
 )
 
 runtime_options = _stack(
@@ -83,7 +88,7 @@ runtime_options = _stack(
         "--ctx",
         type=click.IntRange(1),
         metavar="N",
-        help="Most tokens of prompt and answer; default the model's, at most 8192.",
+        help="Context length: most tokens of prompt and answer; default the model's limit, at most 8192.",
     ),
     threads_option,
     backend_option,
@@ -143,23 +148,23 @@ POSITIVE, SHARE, COUNT = click.FloatRange(0), click.FloatRange(0, 1), click.IntR
 ABOVE_0 = click.FloatRange(0, min_open=True)
 
 sampling_options = _stack(
-    click.option("-n", "--max-tokens", type=click.IntRange(0), metavar="N", help="Most tokens to generate."),
+    click.option("-n", "--max-tokens", type=click.IntRange(0), metavar="N", help="Generate at most N tokens."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
     click.option(
         "--ban",
         "banned_strings",
         multiple=True,
         metavar="TEXT",
-        help="The answer does not have this text, but goes on in another way; may be repeated.",
+        help="Never generate this text; may be repeated.",
     ),
-    click.option("--ignore-eos", is_flag=True, help="Go on when the model ends its answer."),
+    click.option("--ignore-eos", is_flag=True, help="Go on after the model has ended its answer."),
     click.option(
         "--overflow",
         type=click.Choice(["error", "shift", "window"]),
         default="error",
         show_default=True,
-        help="What if the context is too short: say so, or leave out the oldest tokens or turns, and say that; with "
-        "window also while an answer is made, which may then be longer than the context.",
+        help="If the context is too short: error stops; shift leaves out the oldest tokens or turns, and says so; "
+        "window also does this while answering, so that an answer may be longer than the context.",
     ),
     click.option(
         "--speculate",
@@ -167,39 +172,39 @@ sampling_options = _stack(
         default=0,
         show_default=True,
         metavar="N",
-        help="Guess up to N tokens from the text so far, to check at once: the same answer, sooner if it repeats.",
+        help="Guess up to N tokens from the text so far and check them at once: the same answer, sooner if it repeats.",
     ),
-    click.option("--stats", is_flag=True, help="Show tokens and seconds on stderr."),
+    click.option("--stats", is_flag=True, help="Show token counts and speed on stderr."),
     _sampling("--temp", "temperature", POSITIVE, 0.8, "Temperature; 0 always takes the likeliest token."),
     _sampling("--top-k", "top_k", COUNT, 40, "Sample from the N likeliest tokens; 0 from all."),
     _sampling("--top-p", "top_p", SHARE, 0.95, "Sample from the likeliest tokens that together have this probability."),
     _sampling("--min-p", "min_p", SHARE, 0.05, "Leave out tokens less likely than this share of the likeliest."),
-    _sampling("--seed", "seed", COUNT, None, "For the same answer again."),
+    _sampling("--seed", "seed", COUNT, None, "Random seed, to get the same answer again."),
     _sampling("--repeat-penalty", "repeat_penalty", ABOVE_0, 1.0, "Make recent tokens less likely; 1 is off."),
     _sampling("--presence-penalty", "presence_penalty", float, 0.0, "Take this off the logits of recent tokens."),
-    _sampling("--frequency-penalty", "frequency_penalty", float, 0.0, "The same for each time that they came."),
-    _sampling("--repeat-last-n", "repeat_last_n", COUNT, 64, "Tokens that are recent for the three penalties."),
-    _sampling("--typical", "typical_p", SHARE, 1.0, "Sample from tokens as surprising as expected; 1 is off."),
-    _sampling("--top-nsigma", "top_n_sigma", float, -1.0, "Sample from logits this many deviations down; -1 is off."),
+    _sampling("--frequency-penalty", "frequency_penalty", float, 0.0, "Take this off for each time they occurred."),
+    _sampling("--repeat-last-n", "repeat_last_n", COUNT, 64, "Tokens that count as recent for the three penalties."),
+    _sampling("--typical", "typical_p", SHARE, 1.0, "Locally typical sampling with this probability; 1 is off."),
+    _sampling("--top-nsigma", "top_n_sigma", float, -1.0, "Keep logits within F deviations of the top; -1 is off."),
     _sampling("--xtc-probability", "xtc_probability", SHARE, 0.0, "How often to leave out the top choices; 0 is off."),
-    _sampling("--xtc-threshold", "xtc_threshold", SHARE, 0.1, "Top choices are all of this probability but the last."),
-    _sampling("--dynatemp-range", "dynatemp_range", POSITIVE, 0.0, "Temperature goes up and down by this; 0 is off."),
-    _sampling("--dynatemp-exp", "dynatemp_exponent", ABOVE_0, 1.0, "How it follows the model's uncertainty."),
-    _sampling("--dry-multiplier", "dry_multiplier", POSITIVE, 0.0, "Make repeats of sequences less likely; 0 is off."),
-    _sampling("--dry-base", "dry_base", click.FloatRange(1), 1.75, "Grows the penalty with each token repeated."),
-    _sampling("--dry-allowed-length", "dry_allowed_length", COUNT, 2, "Repeats of so many tokens cost the multiplier."),
-    _sampling("--dry-penalty-last-n", "dry_penalty_last_n", COUNT, 64, "Tokens in which repeats are looked for."),
+    _sampling("--xtc-threshold", "xtc_threshold", SHARE, 0.1, "Top choices: tokens this likely, except the last."),
+    _sampling("--dynatemp-range", "dynatemp_range", POSITIVE, 0.0, "Vary the temperature by up to this; 0 is off."),
+    _sampling("--dynatemp-exp", "dynatemp_exponent", ABOVE_0, 1.0, "How temperature follows the model's uncertainty."),
+    _sampling("--dry-multiplier", "dry_multiplier", POSITIVE, 0.0, "Make repeated sequences less likely; 0 is off."),
+    _sampling("--dry-base", "dry_base", click.FloatRange(1), 1.75, "Penalty grows by this factor with each token."),
+    _sampling("--dry-allowed-length", "dry_allowed_length", COUNT, 2, "Length from which on the penalty grows."),
+    _sampling("--dry-penalty-last-n", "dry_penalty_last_n", COUNT, 64, "How many tokens back to look for repeats."),
     click.option("--dry-sequence-breaker", "dry_sequence_breakers", cls=SamplingOption, multiple=True, metavar="TEXT",
                  callback=_breakers, default=["\n", ":", '"', "*"], show_default='\\n : " *',
-                 help="No repeat goes beyond this text; may be repeated."),
+                 help="A repeat ends at this text; may be repeated."),
     click.option("--mirostat", cls=SamplingOption, type=click.Choice([0, 2]), default=0,
-                 show_default=True, help="2 holds the surprise of the text, in place of other samplers."),
-    _sampling("--mirostat-ent", "mirostat_tau", POSITIVE, 5.0, "Bits of surprise that a token should have."),
-    _sampling("--mirostat-lr", "mirostat_eta", POSITIVE, 0.1, "How fast it is followed."),
+                 show_default=True, help="2 keeps the surprise constant, in place of other samplers; 0 is off."),
+    _sampling("--mirostat-ent", "mirostat_tau", POSITIVE, 5.0, "Target surprise of a token, in bits."),
+    _sampling("--mirostat-lr", "mirostat_eta", POSITIVE, 0.1, "Learning rate of mirostat."),
     click.option("--logit-bias", cls=SamplingOption, multiple=True, metavar="ID+F", callback=_biases,
-                 help="Add F to a token's logit, ID-F takes it off, ID-inf excludes it; may be repeated."),
+                 help="Add F to a token's logit; ID-F subtracts it, ID-inf excludes the token; may be repeated."),
     click.option("--samplers", cls=SamplingOption, metavar="NAMES", callback=_samplers,
-                 default=SAMPLERS, show_default=True, help="Samplers in their order."),
+                 default=SAMPLERS, show_default=True, help="Samplers to apply, in this order."),
 )  # fmt: skip
 
 
@@ -225,10 +230,12 @@ def _choices(ctx: click.Context, param: click.Parameter, text: str | None) -> li
 
 
 structure_options = _stack(
-    click.option("--json-schema", callback=_schema, metavar="FILE|JSON", help="Answer JSON that this schema allows."),
-    click.option("--regex", metavar="REGEX", help="Answer what this regular expression matches as a whole."),
-    click.option("--choices", callback=_choices, metavar="A|B|...", help="Answer one of these texts."),
-    click.option("--grammar", callback=_file_text, metavar="FILE", help="Answer what this GBNF grammar allows."),
+    click.option(
+        "--json-schema", callback=_schema, metavar="FILE|JSON", help="Answer with JSON that fits this schema."
+    ),
+    click.option("--regex", metavar="REGEX", help="Answer with a text that this regex matches as a whole."),
+    click.option("--choices", callback=_choices, metavar="A|B|...", help="Answer with one of these texts."),
+    click.option("--grammar", callback=_file_text, metavar="FILE", help="Answer with what this GBNF grammar allows."),
 )
 
 
