@@ -18,8 +18,8 @@ BLOCKS = 64
 """Top-k looks at the largest of so many logits first."""
 LARGEST = 1e30
 """That DRY takes off: what other samplers make of it is a float32 too."""
-LIKELY = 1024
-"""Tokens that mostly are enough to reach the probability of top-p."""
+LIKELY = 64, 512, 4096
+"""How many tokens are looked at, first and then, until they reach the probability of top-p."""
 
 
 def greedy(logits: F32) -> int:
@@ -133,9 +133,10 @@ def typical(logits: F32, p: float) -> Array:
 def top_p(logits: F32, p: float) -> Array:
     """Keep the likeliest tokens until their probabilities sum to p (arXiv:1904.09751); always at least one."""
     probabilities = softmax(logits)
-    order, total = _likeliest(probabilities, min(LIKELY, len(logits)))
-    if total[-1] < p:
-        order, total = _likeliest(probabilities, len(logits))
+    for k in (*LIKELY, len(logits)):
+        order, total = _likeliest(probabilities, min(k, len(logits)))
+        if total[-1] >= p:
+            break
     return np.sort(order[: np.searchsorted(total, p) + 1])
 
 

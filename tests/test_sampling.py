@@ -230,6 +230,16 @@ def test_top_k_and_top_p_of_many(n):
             assert samplers.top_p(logits, p).tolist() == sorted(order[: before.sum() + 1])
 
 
+@pytest.mark.parametrize("spread", [9, 4, 1, 0])
+def test_top_p_looks_at_few_tokens_first(spread, monkeypatch):
+    """Its choice is that of all of them in order."""
+    logits = np.random.default_rng(0).normal(0, spread, 40_000).astype(np.float32)
+    found = [samplers.top_p(logits, p).tolist() for p in (0.1, 0.5, 0.9, 0.999)]
+    monkeypatch.setattr(samplers, "LIKELY", ())
+    assert found == [samplers.top_p(logits, p).tolist() for p in (0.1, 0.5, 0.9, 0.999)]
+    assert len(found[0]) < len(found[-1])
+
+
 def test_tokens_are_drawn_as_from_the_whole_vocabulary():
     """What top-k leaves is all that the other filters are given: it changes nothing."""
     rng = np.random.default_rng(0)

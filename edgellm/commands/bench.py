@@ -36,6 +36,8 @@ def command(
     model: str, n_prompt: int, n_generate: int, repeats: int, depth: int, as_json: bool, **options: Any
 ) -> None:
     """Measure MODEL as llama-bench does: random tokens, no sampling, after one run that does not count."""
+    if not n_prompt and not n_generate:
+        raise click.UsageError("-p and -n are both 0; expected some tokens of a prompt, or to generate.")
     from edgellm.bench import bench
 
     with load_model(model, {**options, "ctx": max(n_prompt, n_generate, 1) + depth}) as loaded:

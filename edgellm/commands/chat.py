@@ -58,6 +58,8 @@ def command(
     question = "\n\n".join(text for text in (prompt, "" if interactive else _piped()) if text)
     if not question and (prompt is not None or not interactive):
         raise click.UsageError("The prompt is empty; give some text.")
+    if question and save_cache and session is None:
+        raise click.UsageError("--save-cache keeps a cache beside the conversation in --session FILE; give that too.")
     from edgellm.repl import Repl
     from edgellm.screen import screen
 
