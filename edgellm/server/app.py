@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from edgellm.server.log import Log
 from edgellm.server.security import Hosts, Keys
 from edgellm.server.service import Service
 
-HELPERS = 8
+HELPERS = min(8, 2 * (os.cpu_count() or 1))
 """Threads that encode texts and compile grammars: more would be no quicker, and keep memory."""
 
 
