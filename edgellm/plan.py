@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -285,7 +284,7 @@ class Recorder:
 
     def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Buffer:
         last, source = self.plan.ops[-1], self._source(x)
-        out = self._buffer(_last(weight), weight.shape[0])
+        out = self._buffer(last_name(weight), weight.shape[0])
         same = isinstance(last, Matmul) and last.source is source and last.weight.format[0] == weight.format[0]
         return self._append(Matmul(weight, source, out, bias, same_input=same))
 
@@ -351,7 +350,7 @@ class Recorder:
         return self._append(Matmul(table, self._source(x), out, logits=True, scale=scale, softcap=softcap))
 
     def _expert_matmul(self, weights: Sequence[Tensor], source: Source, route: Route) -> Buffer:
-        out = self._buffer(f"expert {_last(weights[0])}", weights[0].shape[0], times=route.n_used)
+        out = self._buffer(f"expert {last_name(weights[0])}", weights[0].shape[0], times=route.n_used)
         return self._append(ExpertMatmul(weights, source, out, route))
 
     def _heads(self, x: Value, head_dim: int, frequencies: F32 | None, scale: float = 1.0) -> Turned:
@@ -390,7 +389,7 @@ class Recorder:
             return self._plain(self._source(x))
         _fresh(x.x)
         cols = x.x.cols // 2 if isinstance(x, Activated) and x.gates else x.x.cols
-        return self._append(Apply(x, self._buffer(f"{_kind(x)} {x.x.name}", cols)))
+        return self._append(Apply(x, self._buffer(f"{kind_of(x)} {x.x.name}", cols)))
 
     def _changed(self, x: Buffer) -> Buffer:
         """A new handle of an array that an op changes in place."""
@@ -427,97 +426,9 @@ def _reads(op: Matmul | Apply | Combine, x: Buffer) -> bool:
     return x in (op.out, buffer_of(op.source))
 
 
-def _last(weight: Tensor) -> str:
+def last_name(weight: Tensor) -> str:
     return weight.name.rpartition(".")[2]
 
 
-def _kind(x: Normed | Activated) -> str:
+def kind_of(x: Normed | Activated) -> str:
     return ("layer_norm" if x.centred else "rms_norm") if isinstance(x, Normed) else x.activation
-
-
-def describe(plan: Plan) -> list[str]:
-    """The plan in words, a line an op; layers that are alike are told once."""
-    lines: list[str] = []
-    groups = [(layer, [_line(op) for op in ops]) for layer, ops in groupby(plan.ops, key=_Layers())]
-    for told, alike in groupby(groups, key=lambda group: group[1]):
-        layers = [layer for layer, _ in alike]
-        if layers[0] is not None:
-            lines.append(f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}, each")
-        lines += told if layers[0] is None else [f"  {line}" for line in told]
-    return [*lines, f"{len(plan.ops)} ops; {plan.bytes_read() / 1e6:.1f} MB of weights are read for each step"]
-
-
-class _Layers:
-    """The layer of each op in turn: of its weights, or for an op that has none, of the one before it."""
-
-    def __init__(self) -> None:
-        self._layer: int | None = None
-
-    def __call__(self, op: Op) -> int | None:
-        weights = op.weights[:1] if isinstance(op, ExpertMatmul) else [getattr(op, "weight", None)]
-        if isinstance(op, (Embed, Angles)):
-            self._layer = None
-        elif weights[0] is not None:
-            name = weights[0].name
-            self._layer = int(name.split(".")[1]) if name.startswith("layers.") else None
-        return self._layer
-
-
-def _line(op: Op) -> str:
-    if isinstance(op, Embed):
-        made = f"{op.out.name} {'+=' if op.by_position else '='} row of {_last(op.table)} for each "
-        made += "position" if op.by_position else "token"
-        return f"{_times(made, op.scale):<52}{_matrix(op.table)}"
-    if isinstance(op, Angles):
-        made = f"{op.out.name} = cos, sin of each position times {len(op.frequencies)} frequencies"
-        return _times(made, op.scale)
-    if isinstance(op, RopeAppend):
-        return f"{_head(op.q)}, {_head(op.k)} -> key cache, {op.v.name} -> value cache   {op.q.head_dim} to a head"
-    if isinstance(op, Attention):
-        cap = f", scores capped at {op.softcap:g}" if op.softcap else ""
-        return f"{op.out.name} = attention({op.q.name}, caches{cap})"
-    if isinstance(op, ShortConv):
-        return f"{f'{op.out.name} = short_conv({op.source.name}, cache)':<52}{_matrix(op.weight)}"
-    if isinstance(op, Route):
-        shares = ", shares that sum to 1" if op.normalize else ""
-        return f"experts, shares = the {op.n_used} best of softmax({op.source.name}){shares}"
-    if isinstance(op, Combine):
-        return _made(op, f"sum of shares * {op.source.name}")
-    if isinstance(op, Apply):
-        return _made(op, _source(op.source))
-    if isinstance(op, ExpertMatmul):
-        made = f"{op.out.name} = {_source(op.source)} @ {_last(op.weights[0])}.T of each expert"
-        return f"{made:<52}{_matrix(op.weights[0])}  {op.route.n_used} of {len(op.weights)} experts"
-    made = _made(op, f"{'(the same)' if op.same_input else _source(op.source)} @ {_last(op.weight)}.T")
-    made = f"{made} + {_last(op.bias)}" if op.bias else made
-    made = _times(f"{made} + {op.low.x.name} @ b.T" if op.low else made, op.scale)
-    return f"{made:<52}{_matrix(op.weight)}{'  wanted rows, or the best token of each' if op.logits else ''}"
-
-
-def _made(op: Matmul | Apply | Combine, value: str) -> str:
-    if not op.adds:
-        return f"{op.out.name} = {value}"
-    return f"{op.out.name} += {value}" if op.adds == 1 else f"{op.out.name} += {op.adds:g} * {value}"
-
-
-def _times(made: str, scale: float) -> str:
-    return made if scale == 1 else f"{made}, times {scale:g}"
-
-
-def _head(x: Turned) -> str:
-    inner = f"rms_norm({x.x.name})" if x.norm else x.x.name
-    turned = f"rope({inner})" if x.frequencies is not None else inner
-    return f"rms_norm({turned})" if x.turned_norm else turned
-
-
-def _source(source: Source) -> str:
-    if isinstance(source, Buffer):
-        return source.name
-    if isinstance(source, Normed):
-        return f"{_kind(source)}({source.x.name}{' by head' if source.per_head else ''})"
-    return f"{source.activation}({source.x.name} left) * right" if source.gates else f"{_kind(source)}({source.x.name})"
-
-
-def _matrix(weight: Tensor) -> str:
-    rows, cols = weight.shape
-    return f"{rows:>7} x {cols:<6}{weight.format:<4}{weight.data.nbytes / 1e6:>8.2f} MB"

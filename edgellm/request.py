@@ -114,24 +114,28 @@ class Answers:
             n_top = check_count("prompt_logprobs", request.prompt_logprobs)
             kind = partial(Scored, n_top=n_top, found=done.prompt_logprobs)
         answer = Answer(
-            done,
-            sampler,
-            StopStrings(check_texts("stop", _texts(request.stop))),
-            TextStream(self._tokenizer, prompt_ids),
-            request.max_tokens,
-            () if request.ignore_eos else self._ends,
-            Lookup(request.speculate) if request.speculate else None,
-            Banned(self._tokenizer, banned) if banned else None,
-            request.adapter,
-            window,
-            kind,
+            completion=done,
+            sampler=sampler,
+            stops=StopStrings(check_texts("stop", _texts(request.stop))),
+            text=TextStream(self._tokenizer, prompt_ids),
+            max_tokens=request.max_tokens,
+            ends=() if request.ignore_eos else self._ends,
+            lookup=Lookup(request.speculate) if request.speculate else None,
+            banned=Banned(self._tokenizer, banned) if banned else None,
+            adapter=request.adapter,
+            window=window,
+            kind=kind,
         )
         if self._cache is not None and request.is_determined:
-            question = {"model": self._bound_to, "prompt": prompt_ids, **request.determinants}
-            known = self._cache.get(question)
-            answer.known = known if known and all(id < self._vocab_size for id in known[0]) else None
-            answer.keep = partial(self._cache.put, question)
+            self._look_up(answer, self._cache, request)
         return answer
+
+    def _look_up(self, answer: Answer, cache: AnswerCache, request: Request) -> None:
+        """Find out whether it was made before, and have it kept for the next time."""
+        question = {"model": self._bound_to, "prompt": answer.completion.prompt_ids, **request.determinants}
+        known = cache.get(question)
+        answer.known = known if known and all(id < self._vocab_size for id in known[0]) else None
+        answer.keep = partial(cache.put, question)
 
     def check(self, ids: Sequence[int]) -> None:
         """Raises ArgumentError for no ids, or what is none."""

@@ -21,7 +21,8 @@ from edgellm.kernels.pace import Pace
 from edgellm.kernels.team import physical_cores
 from edgellm.loading import open_model
 from edgellm.perplexity import perplexity
-from edgellm.plan import describe, record
+from edgellm.plan import record
+from edgellm.plan_text import describe
 from edgellm.sampling import Sampler, SamplingParams
 from edgellm.step import Step
 from edgellm.tensor import Tensor

@@ -19,7 +19,7 @@ LAYERS = [
     ["ops", "file", "tokenizer", "download", "isa"],
     ["architectures", "chat_template", "store"],
     ["loading", "kernels", "plan"],
-    ["moves"],
+    ["moves", "plan_text"],
     ["cache"],
     ["backends"],
     ["samplers", "breakers", "banned", "lookup"],

@@ -28,7 +28,8 @@ def command(model: str, with_tensors: bool, with_plan: bool, as_json: bool) -> N
     loaded = open_model(store.resolve(model))
     file = loaded.file
     if with_plan:
-        from edgellm.plan import describe, record
+        from edgellm.plan import record
+        from edgellm.plan_text import describe
 
         click.echo("\n".join(describe(record(loaded.architecture, loaded.config, file.tensors))))
         return
