@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from edgellm.answer import Timings
@@ -247,6 +248,19 @@ def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     sampling = [str(param.name) for param in params if isinstance(param, SamplingOption)]
     keys = ("max_tokens", "stop", "ignore_eos", "overflow", "speculate", "banned_strings", *sampling, *GRAMMARS)
     return {key: options[key] for key in keys}
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise UsageError for a model where the text should be: other commands, and other programs, have it there."""
+    from edgellm import store
+
+    context = click.get_current_context()
+    is_default = context.get_parameter_source("model") is ParameterSource.DEFAULT
+    if is_default and store.is_model(prompt):
+        raise click.UsageError(
+            f"{prompt} is a model, not a text; give it with -m: '{context.command_path} -m {prompt}'. "
+            f"If it is your text, say which model it is for, with -m too."
+        )
 
 
 def load_model(model: str, options: dict[str, Any], **more: Any) -> Model:

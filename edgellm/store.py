@@ -61,6 +61,13 @@ def resolve(model: str) -> Path:
     return pull(model)
 
 
+def is_model(text: str) -> bool:
+    """Whether it is the name of a model that is here or known, or a model's file."""
+    if _is_path(text):
+        return text.lower().endswith(SUFFIXES) and Path(os.path.expanduser(text)).is_file()
+    return text in catalog.entries() or location(text) is not None
+
+
 def path_and_scale(text: str) -> tuple[str, float]:
     """An adapter as a user writes it: "a" -> ("a", 1.0), "b:0.5" -> ("b", 0.5)."""
     path, colon, scale = text.rpartition(":")

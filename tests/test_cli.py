@@ -326,6 +326,8 @@ ERRORS = {
     "no number": (["generate", "x", "-n", "many"], 2, "-n"),
     "empty stop": (["generate", "x", *SLOW, "--stop", ""], 2, "stop string is empty"),
     "empty prompt": (["chat", ""], 2, "prompt is empty"),
+    "a model for a prompt": (["chat", "stories260k"], 2, "a model, not a text; .* chat -m stories260k'"),
+    "a file for a prompt": (["generate", str(BUNDLED)], 2, "is a model, not a text"),
     "banned bytes": (["generate", "x", *SLOW, "--ban", "\udcff"], 2, "banned_strings has .* whole characters"),
     "tiny penalty": (["generate", "x", *SLOW, "--repeat-penalty", "1e-300"], 2, "repeat_penalty is 1e-300; expected"),
     "too many answers": (["generate", "x", "--answers", 10**11], 2, "not in the range 1<=x<=10000"),

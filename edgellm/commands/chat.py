@@ -11,6 +11,7 @@ import click
 from edgellm.options import (
     Grouped,
     answer_options,
+    check_prompt,
     load_model,
     lora_option,
     model_option,
@@ -54,6 +55,7 @@ def command(
     With PROMPT, or text piped into stdin, answer once and exit; with both, stdin is put under the prompt. Otherwise
     read messages from the terminal: /help shows commands, Ctrl-C stops an answer, Ctrl-D or /bye leaves.
     """
+    check_prompt(prompt or "")
     interactive = sys.stdin is not None and sys.stdin.isatty()
     question = "\n\n".join(text for text in (prompt, "" if interactive else _piped()) if text)
     if not question and (prompt is not None or not interactive):

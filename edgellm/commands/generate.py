@@ -11,6 +11,7 @@ import click
 from edgellm.options import (
     Grouped,
     answer_options,
+    check_prompt,
     json_option,
     load_model,
     lora_option,
@@ -45,6 +46,7 @@ def command(prompt: str, model: str, answers: int, as_json: bool, **options: Any
 
     With --answers, as many continuations are made at once; with --json there is one object a line.
     """
+    check_prompt(prompt)
     with load_model(model, options) as loaded, prompt_cache(loaded, options["prompt_cache"]):
         if answers > 1:
             made = loaded.generate_many(prompt, answers, **answer_options(options))
