@@ -1,1 +1,1 @@
-"""One click command a file: `command`. At the top a file imports click and options; the rest inside the function."""
+"""One click command per file: `command`. Files import only click and options at the top, the rest in functions."""

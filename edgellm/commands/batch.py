@@ -24,14 +24,15 @@ AnswerAll = Callable[["Iterator[Line]", "Callable[[Answered], object]"], None]
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False), metavar="RESULTS")
 @model_option
 @slots_option
-@click.option("--cluster", metavar="ADDRESS", help="Have it done by the workers of the Dask scheduler there.")
+@click.option("--cluster", metavar="ADDRESS", help="Run on the workers of the Dask scheduler at this address.")
 @runtime_options
 def command(
     source: Path, target: Path, model: str, slots: int | None, cluster: str | None, **options: Any
 ) -> None:  # fmt: skip
-    """Answer a file of REQUESTS into a file of RESULTS, both as OpenAI's batches have them: a JSON object a line.
+    """Answer a file of REQUESTS into a file of RESULTS.
 
-    Where it was ended, the same command goes on. It exits with 1 if some requests were refused; their results say why.
+    Both are in OpenAI's batch format: one JSON object per line. If interrupted, run the same command
+    again to resume. Exits with 1 if requests were refused; their results say why.
     """
     try:
         from edgellm.batch.files import Requests
@@ -83,7 +84,7 @@ def _answer(requests: Requests, target: Path, fingerprint: str, answer_all: Answ
 
 
 class _Pace:
-    """Tokens of answers since the start."""
+    """Tokens generated per second since the start."""
 
     def __init__(self) -> None:
         self._started, self._n = time.perf_counter(), 0

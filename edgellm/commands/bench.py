@@ -13,19 +13,19 @@ from edgellm.options import backend_option, json_option, kv_option, load_model, 
 @click.command()
 @click.argument("model")
 @click.option(
-    "-p", "n_prompt", type=click.IntRange(0), default=512, show_default=True, metavar="N", help="Prompt tokens."
+    "-p", "n_prompt", type=click.IntRange(0), default=512, show_default=True, metavar="N", help="Tokens of the prompt."
 )
 @click.option(
     "-n", "n_generate", type=click.IntRange(0), default=128, show_default=True, metavar="N", help="Tokens to generate."
 )
-@click.option("-r", "repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Counted runs.")
+@click.option("-r", "repeats", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Measured runs.")
 @click.option(
     "--depth",
     type=click.IntRange(0),
     default=0,
     show_default=True,
     metavar="N",
-    help="Tokens in the cache before each run.",
+    help="Tokens in the KV cache before each run.",
 )
 @threads_option
 @backend_option
@@ -35,7 +35,10 @@ from edgellm.options import backend_option, json_option, kv_option, load_model, 
 def command(
     model: str, n_prompt: int, n_generate: int, repeats: int, depth: int, as_json: bool, **options: Any
 ) -> None:
-    """Measure MODEL as llama-bench does: random tokens, no sampling, after one run that does not count."""
+    """Measure the speed of MODEL as llama-bench does.
+
+    Random tokens, no sampling, and one warm-up run first.
+    """
     if not n_prompt and not n_generate:
         raise click.UsageError("-p and -n are both 0; expected some tokens of a prompt, or to generate.")
     from edgellm.bench import bench

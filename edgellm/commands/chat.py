@@ -27,16 +27,16 @@ from edgellm.options import (
 @click.command(cls=Grouped)
 @click.argument("prompt", required=False)
 @model_option
-@click.option("--system", metavar="TEXT", help="What the model is told before the first message.")
+@click.option("--system", metavar="TEXT", help="System prompt, given before the first message.")
 @click.option(
     "--session",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Go on with the conversation in FILE, if it is there, and keep it there.",
+    help="Save the conversation in FILE; if FILE exists, continue it.",
 )
-@click.option("--save-cache", is_flag=True, help="Keep beside a saved conversation, in FILE.cache, what was evaluated.")
+@click.option("--save-cache", is_flag=True, help="Save the KV cache of a saved conversation too, in FILE.cache.")
 @prompt_cache_option
-@click.option("--hide-thoughts", is_flag=True, help="Do not show what the model thinks before it answers.")
+@click.option("--hide-thoughts", is_flag=True, help="Do not show the model's thinking before its answer.")
 @sampling_options
 @structure_options
 @runtime_options
@@ -52,8 +52,8 @@ def command(
 ) -> None:
     """Chat with a model.
 
-    With PROMPT, or text piped into stdin, answer once and exit; with both, stdin is put under the prompt. Otherwise
-    read messages from the terminal: /help shows commands, Ctrl-C stops an answer, Ctrl-D or /bye leaves.
+    With PROMPT, or text piped to stdin, answer once and exit; given both, stdin is appended to the prompt. Otherwise
+    read messages from the terminal: /help lists the commands, Ctrl-C stops an answer, Ctrl-D or /bye leaves.
     """
     check_prompt(prompt or "")
     interactive = sys.stdin is not None and sys.stdin.isatty()
@@ -79,7 +79,7 @@ def command(
 
 
 def _piped() -> str:
-    """What stdin has, without the white space around it."""
+    """The text on stdin, without surrounding white space; "" if there is none."""
     if sys.stdin is None:
         return ""
     try:

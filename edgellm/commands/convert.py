@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     metavar="q2t|q4|q4m|q8|f16|f32|keep",
-    help="Weight format; default keep for quantized sources, q4m for others.",
+    help="Weight format; default keep if SOURCE is quantized, else q4m.",
 )
-@click.option("--name", metavar="TEXT", help="The model's name; default what the source says.")
-@click.option("--license", metavar="TEXT", help="The licence of the weights; default what the source says.")
-@click.option("--origin", metavar="TEXT", help="Where the weights come from; default what the source says.")
+@click.option("--name", metavar="TEXT", help="Name of the model; default as in SOURCE.")
+@click.option("--license", metavar="TEXT", help="Licence of the weights; default as in SOURCE.")
+@click.option("--origin", metavar="TEXT", help="Where the weights come from; default as in SOURCE.")
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="A llama2.c tokenizer file, if it is not beside SOURCE."
+    "--tokenizer", type=click.Path(path_type=Path), help="A llama2.c tokenizer file, if it is not next to SOURCE."
 )
 @click.option(
     "--names",
     type=click.Path(path_type=Path),
-    help="JSON: SOURCE's tensor names to those of Hugging Face, {} for numbers, null to leave one out.",
+    help="JSON that maps SOURCE's tensor names to Hugging Face's; {} stands for numbers, null skips a tensor.",
 )
 @lora_option
 def command(source: Path, target: Path, **options: Any) -> None:
     """Convert trained weights to TARGET, a .edge file.
 
-    SOURCE is a GGUF file (any shard of a split one), a Hugging Face folder, a llama2.c .bin file, or, with config.json
-    and the tokenizer beside it, a file of weights: safetensors, PyTorch's (.bin, .pt, .pth) or NumPy's (.npz). With
-    --lora the adapter becomes a part of the weights.
+    SOURCE is a GGUF file (any shard of a split one), a Hugging Face folder, a llama2.c .bin file, or a weights file
+    next to its config.json and tokenizer: safetensors, PyTorch (.bin, .pt, .pth) or NumPy (.npz). --lora merges the
+    adapter into the weights.
     """
     from edgellm.converters import convert
 
@@ -50,7 +50,7 @@ def command(source: Path, target: Path, **options: Any) -> None:
 
 
 def print_report(report: Report) -> None:
-    """A row for each format used, and the sum."""
+    """Print a row for each weight format used, and the total."""
     line = "{:<8}{:>9}{:>12}{:>14}{:>12}{:>16}{:>12}".format
     click.echo(line("format", "tensors", "weights", "bits/weight", "size", "relative error", "max error"))
     for row in sorted(report.rows.values(), key=lambda row: -row.n_bytes):

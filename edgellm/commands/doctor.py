@@ -13,14 +13,17 @@ from edgellm.options import json_option, size_text
 PACKAGES = ("numpy", "numba", "llvmlite", "tokenizers", "click", "jinja2")
 MEGABYTE = 1_000_000
 SIZES = (16, 64, 256)
-"""Megabytes to read: what caches may hold, and what none does."""
+"""Megabytes to read: from what CPU caches may hold to what none does."""
 PROMPT, N_TOKENS, TOLERANCE = "Once upon a time", 32, 0.05
 
 
 @click.command()
 @json_option
 def command(as_json: bool) -> None:
-    """Check this machine: what runs edgellm here, how fast memory is, and whether kernels compute what they should."""
+    """Check this machine and its kernels.
+
+    Shows versions, usable kernels, caches and memory speed, and tests whether the kernels compute correctly.
+    """
     found = {}
     for section, facts in (("versions", _versions), ("machine", _machine), ("kernels", _kernels), ("caches", _caches),
                            ("memory", _memory), ("self-test", _self_test)):  # fmt: skip
@@ -110,7 +113,7 @@ def _memory() -> Iterator[tuple[str, Any]]:
 
 
 def _self_test() -> Iterator[tuple[str, Any]]:
-    """The bundled model on both backends, given the same tokens."""
+    """Compare both backends on the bundled model and the same tokens."""
     import numpy as np
 
     from edgellm import backends

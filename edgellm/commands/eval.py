@@ -22,16 +22,19 @@ from edgellm.options import backend_option, json_option, kv_option, load_model, 
     type=click.Path(path_type=Path),
     envvar="EDGELLM_EVAL_DATA",
     metavar="PATH",
-    help="The task's data file, or a folder with the data of many; default $EDGELLM_EVAL_DATA.",
+    help="Data file of the task, or folder with the data of several; default $EDGELLM_EVAL_DATA.",
 )
-@click.option("--limit", type=click.IntRange(2), metavar="N", help="The first N questions only.")
+@click.option("--limit", type=click.IntRange(2), metavar="N", help="Ask only the first N questions.")
 @backend_option
 @threads_option
 @kv_option
 @lora_option
 @json_option
 def command(task: str, model: str, data: Path | None, limit: int | None, as_json: bool, **options: Any) -> None:
-    """How well MODEL does a task, measured as lm-evaluation-harness does, without examples."""
+    """Score MODEL on a benchmark.
+
+    Questions and scores are those of lm-evaluation-harness, with no examples before a question.
+    """
     from edgellm.evaluation import answers, tokenized
 
     questions = tasks.questions(task, read_text(tasks.data_file(task, data)), limit)

@@ -13,7 +13,7 @@ from edgellm.commands.convert import print_report
 @click.argument("model")
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 def command(model: str, target: Path) -> None:
-    """Write MODEL to TARGET, a .gguf file that llama.cpp runs.
+    """Write MODEL to TARGET, a .gguf file for llama.cpp.
 
     Every value is kept: q8 becomes Q8_0, q4 Q4_0, q4m Q4_1, q2t TQ2_0, f16 F16, f32 F32.
     """

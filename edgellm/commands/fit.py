@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgellm.loading import LoadedFile
 
 LARGEST = 256_000_000
-"""Bytes that are read to measure: no cache holds as much, so more takes as long for each."""
+"""Most bytes to read when measuring: no CPU cache holds as many, so reading more gives the same rate."""
 
 
 @click.command()
@@ -34,9 +34,9 @@ def command(
     adapters: list[tuple[str, float]],
     as_json: bool,
 ) -> None:
-    """Tell whether MODEL fits into this machine's memory, and how fast it can decode at most.
+    """Tell whether MODEL fits in memory, and how fast it can be.
 
-    Exits with 11 if a full context does not fit, as loading it would.
+    The speed is an upper limit for decoding. Like loading the model, exits with 11 if a full context does not fit.
     """
     from edgellm import backends, store
     from edgellm.api import allowed_context
@@ -62,7 +62,7 @@ def command(
 
 
 def _adapter(loaded: LoadedFile, adapters: list[tuple[str, float]]) -> Adapter | None:
-    """One that adds what all of them add."""
+    """The adapters combined into one; None without any."""
     from edgellm.adapter import Adapter, combined
 
     read = import_module("edgellm.converters").read_adapter
@@ -71,7 +71,7 @@ def _adapter(loaded: LoadedFile, adapters: list[tuple[str, float]]) -> Adapter |
 
 
 def _decoding(loaded: LoadedFile, adapter: Adapter | None, cache: int, threads: int | None) -> dict[str, float]:
-    """Bytes that a token reads, how fast this machine reads them, and what follows."""
+    """Bytes read per token, how fast this machine reads them, and the decoding speed that this allows."""
     from edgellm.kernels.bandwidth import Threads, read_rate
     from edgellm.kernels.team import physical_cores
     from edgellm.plan import adapted, record

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @model_option
 @click.option(
-    "--answers", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N", help="Give N answers."
+    "--answers", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N", help="Number of answers."
 )
 @prompt_cache_option
 @sampling_options
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def command(prompt: str, model: str, answers: int, as_json: bool, **options: Any) -> None:
     """Continue PROMPT as raw text, without a chat template.
 
-    With --answers, as many continuations are made at once; with --json there is one object a line.
+    --answers makes several continuations in one batch; --json prints one object per continuation.
     """
     check_prompt(prompt)
     with load_model(model, options) as loaded, prompt_cache(loaded, options["prompt_cache"]):

@@ -8,9 +8,9 @@ from edgellm.options import size_text
 
 
 @click.command(name="list")
-@click.option("--architectures", "of_architectures", is_flag=True, help="List the kinds of models that run, instead.")
+@click.option("--architectures", "of_architectures", is_flag=True, help="List the supported architectures instead.")
 def command(of_architectures: bool) -> None:
-    """List the models that are here, and the known ones that can be fetched."""
+    """List the installed models and those you can pull."""
     if of_architectures:
         click.echo("\n".join(architectures_table()))
         return
@@ -24,7 +24,7 @@ def command(of_architectures: bool) -> None:
 
 
 def architectures_table() -> list[str]:
-    """Lines of a table as Markdown has it, which is README's too, and the formats of all."""
+    """The Markdown table of architectures, as in README.md, and the weight formats: lines."""
     from edgellm import architectures, quant
 
     rows = [("architecture", "models", "verified with", "read from"), *architectures.described()]

@@ -17,18 +17,19 @@ from edgellm.options import backend_option, json_option, kv_option, load_model, 
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--ctx", "context", type=click.IntRange(4), default=512, show_default=True, metavar="N", help="Tokens a chunk."
+    "--ctx", "context", type=click.IntRange(4), default=512, show_default=True, metavar="N", help="Tokens per chunk."
 )
-@click.option("--chunks", type=click.IntRange(1), metavar="N", help="Most chunks; default all.")
+@click.option("--chunks", type=click.IntRange(1), metavar="N", help="Score only the first N chunks; default all.")
 @backend_option
 @threads_option
 @kv_option
 @lora_option
 @json_option
 def command(model: str, file: Path, context: int, chunks: int | None, as_json: bool, **options: Any) -> None:
-    """Perplexity of MODEL on the text in FILE, as llama-perplexity computes it.
+    """Measure the perplexity of MODEL on a text.
 
-    Chunks of N tokens; the second half of each is scored. Lower is better.
+    Computed as llama-perplexity does: the text in FILE is split into chunks, and the second half
+    of each is scored. Lower is better.
     """
     from edgellm.perplexity import perplexity
 

@@ -25,53 +25,69 @@ if TYPE_CHECKING:
 
 @click.command(cls=Grouped)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    metavar="N",
+    help="Port to listen on; 0 picks a free one.",
+)
 @slots_option
 @click.option(
     "--memory", callback=n_bytes_of, metavar="SIZE",
-    help="Most that models take together, such as 4GB; default what is free.",
+    help="Memory that all models together may use, such as 4GB; default all that is free.",
 )  # fmt: skip
 @click.option(
     "--keep-alive", metavar="TIME",
-    help="How long a model stays loaded that nobody asks for, such as 30s, 5m; 0: not at all, -1: until another one "
-    "needs the room, as it is for those given as MODEL. Default for others 5m.",
+    help="How long an unused model stays loaded, such as 30s or 5m; 0 unloads it at once, -1 only when another model "
+    "needs the memory. Default -1 if MODELs are given, else 5m.",
 )  # fmt: skip
 @click.option(
-    "--queue", type=click.IntRange(0), default=64, show_default=True, metavar="N", help="Answers that may wait."
+    "--queue",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Answers that may wait in the queue.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), default=600, show_default=True, metavar="SECONDS",
-    help="For all of a request.",
+    help="Time limit for a whole request.",
 )  # fmt: skip
 @click.option(
     "--grace", type=click.IntRange(0), default=10, show_default=True, metavar="SECONDS",
-    help="For answers under way when the server is to end.",
+    help="Time for unfinished answers when the server is stopped.",
 )  # fmt: skip
 @click.option(
     "--api-key", "keys", multiple=True, metavar="KEY",
-    help="Ask clients for this key; may be repeated. Better in EDGELLM_API_KEY or a file: others see a command line.",
+    help="Require this key; may be repeated. EDGELLM_API_KEY or a file is safer: other users can see command lines.",
 )  # fmt: skip
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE",
-    help="Keys, one a line.",
+    help="Read the keys from FILE, one per line.",
 )  # fmt: skip
-@click.option("--without-key", is_flag=True, help="Listen at a public address though no key is asked for.")
+@click.option("--without-key", is_flag=True, help="Allow a public address without any key.")
 @click.option(
     "--allow-host",
     "hosts",
     multiple=True,
     metavar="NAME",
-    help="A name of this server, beside localhost and addresses.",
+    help="Accept requests for this host name, besides localhost and IP addresses; may be repeated.",
 )
 @click.option(
-    "--allow-origin", "origins", multiple=True, metavar="URL", help="A site whose pages may use the server; * for all."
+    "--allow-origin",
+    "origins",
+    multiple=True,
+    metavar="URL",
+    help="Website that may use the server, * for any; may be repeated.",
 )
 @click.option(
     "--answer-cache", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Answer from FILE what was asked before, where nothing is left to chance (temperature 0, or a seed).",
+    help="Keep answers in FILE and reuse them for the same request, if nothing is random (temperature 0, or a seed).",
 )  # fmt: skip
-@click.option("--page/--no-page", "has_page", default=True, show_default=True, help="Whether / is a page to chat on.")
+@click.option("--page/--no-page", "has_page", default=True, show_default=True, help="Serve a chat page at /.")
 @runtime_options
 @lora_option
 def command(
@@ -79,11 +95,11 @@ def command(
     queue: int, timeout: float, grace: int, keys: tuple[str, ...], api_key_file: Path | None, without_key: bool,
     hosts: tuple[str, ...], origins: tuple[str, ...], has_page: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Answer requests of OpenAI's, Anthropic's and Ollama's APIs over HTTP, of several clients at once.
+    """Serve OpenAI's, Anthropic's and Ollama's APIs over HTTP.
 
-    Clients use http://127.0.0.1:8080/v1 as their base URL, and a MODEL's name; without any MODEL, all that were pulled
-    are served. They are loaded when they are asked for, the first one at once. A browser finds a page to chat on at
-    http://127.0.0.1:8080/. Ctrl-C ends the server.
+    Several clients are answered at once. They use http://127.0.0.1:8080/v1 as their base URL, and the name of a
+    MODEL; without MODELs, all pulled models are served. MODELs are loaded at the start while memory allows (of all
+    pulled ones, the first), others when they are asked for. Chat page: http://127.0.0.1:8080/. Ctrl-C stops the server.
     """
     import asyncio
 
@@ -110,7 +126,7 @@ def command(
 
 
 def _named(models: tuple[str, ...]) -> dict[str, Path]:
-    """Files by the names that clients know them by; none for all of the store, where at least the default one is."""
+    """The models' files by the names that clients use; empty to serve the whole store, which gets the default model."""
     from edgellm import catalog, store
     from edgellm.errors import ArgumentError
 
@@ -140,7 +156,7 @@ def _terms(is_named: bool, slots: int | None, memory: int | None, keep_alive: st
 
 
 def _keys(given: tuple[str, ...], file: Path | None) -> list[str]:
-    """Those of options, file and environment."""
+    """The keys from the options, the file and the environment."""
     lines = [] if file is None else file.read_text("utf-8").splitlines()
     texts = [*given, *lines, *os.environ.get("EDGELLM_API_KEY", "").split(",")]
     return [text.strip() for text in texts if text.strip()]

@@ -14,11 +14,14 @@ from edgellm.options import json_option, size_text
 
 @click.command()
 @click.argument("model")
-@click.option("--tensors", "with_tensors", is_flag=True, help="List the tensors too.")
-@click.option("--plan", "with_plan", is_flag=True, help="Show what a step computes, op by op, instead.")
+@click.option("--tensors", "with_tensors", is_flag=True, help="Also list the tensors.")
+@click.option("--plan", "with_plan", is_flag=True, help="Show the operations of one step instead.")
 @json_option
 def command(model: str, with_tensors: bool, with_plan: bool, as_json: bool) -> None:
-    """Show what MODEL is: architecture, sizes, formats, licence; or what an adapter of that path is."""
+    """Show what is in MODEL, or in the adapter at that path.
+
+    Architecture, sizes, formats, licence.
+    """
     if _is_adapter(Path(model)):
         _show_adapter(Path(model), as_json)
         return

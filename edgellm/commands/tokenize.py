@@ -12,15 +12,15 @@ from edgellm.options import model_option
 
 @click.command()
 @click.argument("text", required=False)
-@click.option("--file", type=click.Path(path_type=Path), help="Read the text from a file, UTF-8.")
+@click.option("--file", type=click.Path(path_type=Path), help="Read the text from a UTF-8 file.")
 @model_option
-@click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone, as a JSON list.")
-@click.option("--no-special", is_flag=True, help="Add no BOS or EOS.")
-@click.option("--no-parse-special", is_flag=True, help="Read special tokens written in the text as plain text.")
+@click.option("--ids", "only_ids", is_flag=True, help="Print only the ids, as a JSON list.")
+@click.option("--no-special", is_flag=True, help="Do not add BOS or EOS.")
+@click.option("--no-parse-special", is_flag=True, help="Treat special tokens in the text as plain text.")
 def command(
     text: str | None, file: Path | None, model: str, only_ids: bool, no_special: bool, no_parse_special: bool
 ) -> None:
-    """Print the tokens of TEXT: id and piece, one a line."""
+    """Print the tokens of TEXT, one per line: id and piece."""
     from edgellm import store
     from edgellm.loading import open_model, open_tokenizer
 
@@ -40,7 +40,7 @@ def command(
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, its line ends as they are; raises UsageError saying what is wrong with it."""
+    """The text of a UTF-8 file, line endings unchanged; raises UsageError if it is not UTF-8 or cannot be read."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

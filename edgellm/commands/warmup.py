@@ -8,10 +8,10 @@ from edgellm.options import size_text
 
 
 @click.command()
-@click.option("--list", "show", is_flag=True, help="List the kernels that are here instead.")
+@click.option("--list", "show", is_flag=True, help="List the compiled kernels instead.")
 @click.option("--clear", is_flag=True, help="Delete all compiled kernels instead.")
 def command(show: bool, clear: bool) -> None:
-    """Compile the kernels of the cpu backend ahead: all that any model needs on this CPU."""
+    """Compile all kernels for this CPU ahead of time."""
     if show and clear:
         raise click.UsageError("--list and --clear exclude each other.")
     if show:
