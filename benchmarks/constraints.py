@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import jsonschema
 import machine
 import numpy as np
+import report
 
 import edgellm
 from edgellm.arrays import F32
@@ -33,7 +33,6 @@ SCHEMAS: dict[str, Any] = json.loads(Path(__file__).with_name("schemas.json").re
 TEMPERATURE, MAX_TOKENS = 1.5, 512
 ALL_TOKENS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SAMPLING: dict[str, dict[str, Any]] = {"default samplers": {}, "no top-k, top-p, min-p": ALL_TOKENS}
-BLOCK = re.compile(r"<!-- figures of (?P<file>[^ ]*) -->\n(?P<tables>.*?)<!-- end of figures -->\n", re.DOTALL)
 Figures = dict[str, Any]
 
 
@@ -167,12 +166,8 @@ def versions(kept: Figures) -> str:
 
 
 def with_tables(document: str, name: str, kept: Figures) -> str:
-    """A document with the tables of a file of that name, in the place that it has for them."""
-    block = f"<!-- figures of {name} -->\n" + "\n\n".join(tables(kept)) + "\n<!-- end of figures -->\n"
-    changed, n = BLOCK.subn(lambda _: block, document)
-    if n != 1:
-        sys.exit("constraints.py: expected one place of the lines <!-- figures of FILE --> and <!-- end of figures -->")
-    return changed
+    """A document with the tables of a file of that name. Raises ReportError if it has no place for them."""
+    return report.with_block(document, name, "\n\n".join(tables(kept)) + "\n")
 
 
 def main() -> None:
@@ -188,7 +183,10 @@ def main() -> None:
     if options.write:
         document = options.write.read_text(encoding="utf-8")
         name = options.out.as_posix()
-        options.write.write_text(with_tables(document, name, kept), encoding="utf-8")
+        try:
+            options.write.write_text(with_tables(document, name, kept), encoding="utf-8")
+        except report.ReportError as error:
+            sys.exit(f"constraints.py: {error}")
         return
 
     def keep() -> None:

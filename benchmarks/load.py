@@ -54,7 +54,6 @@ CONTEXT = 2560
 PR_SET_PDEATHSIG = 1
 WORDS = "time year people way day man thing woman life child world school state family student group country hand part"
 TEXT = re.compile(rb'"(?:text|content)": ?"[^"]')
-BLOCK = re.compile(r"<!-- figures of (?P<file>[^ ]*) -->\n.*?<!-- end of figures -->\n", re.DOTALL)
 
 
 # ---- the client
@@ -483,11 +482,6 @@ def row(title: str, unit: str, contenders: dict[str, Any]) -> str:
     return f"| {title} | **{report.figure(median(ours))}** | {' | '.join(cells)} |"
 
 
-def with_table(docs: str, name: str, found: dict[str, Any]) -> str:
-    assert BLOCK.search(docs), "docs/server.md has no place for the table"
-    return BLOCK.sub(lambda _: f"<!-- figures of {name} -->\n{table(found)}<!-- end of figures -->\n", docs, count=1)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="edgellm serve under load.", epilog=f"tests: {', '.join(TESTS)}")
     parser.add_argument("--tests", default=",".join(TESTS), metavar="NAMES", help="separated by commas; default all")
@@ -522,7 +516,7 @@ def main(arguments: list[str]) -> None:
             compare.write(options.out, found)
     if options.out and options.docs:
         name = Path(os.path.relpath(options.out.resolve(), ROOT)).as_posix()
-        DOCS.write_text(with_table(DOCS.read_text("utf-8"), name, found), "utf-8")
+        DOCS.write_text(report.with_block(DOCS.read_text("utf-8"), name, table(found)), "utf-8")
     print(table(found))
 
 

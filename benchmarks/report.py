@@ -25,7 +25,7 @@ BLOCK = re.compile(r"<!-- figures of (?P<file>[^ ]*) -->\n(?P<table>.*?)<!-- end
 
 
 class ReportError(Exception):
-    """A file is not what compare.py writes, or the README has no place for its table."""
+    """A file is not what compare.py writes, or a document has no place for a table."""
 
 
 @dataclass(frozen=True)
@@ -197,13 +197,20 @@ def _one_line(numbers: re.Match[str]) -> str:
 
 def with_table(readme: str, name: str, found: dict[str, Any]) -> str:
     """The README with the table of a file of that name. Raises ReportError if it has no place for one."""
-    if not BLOCK.search(readme):
+    return with_block(readme, name, markdown(found))
+
+
+def with_block(document: str, name: str, figures: str) -> str:
+    """A document with the figures of a file of that name, in Markdown, in place of those that it has. Raises
+    ReportError unless it has exactly one place for them."""
+    block = f"<!-- figures of {name} -->\n{figures}<!-- end of figures -->\n"
+    changed, n = BLOCK.subn(lambda _: block, document)
+    if n != 1:
         raise ReportError(
-            "README.md has no place for the table; expected the lines "
+            f"{'several places' if n else 'no place'} for the table of {name}; expected once the lines "
             "<!-- figures of FILE --> and <!-- end of figures -->"
         )
-    block = f"<!-- figures of {name} -->\n{markdown(found)}<!-- end of figures -->\n"
-    return BLOCK.sub(lambda _: block, readme, count=1)
+    return changed
 
 
 def main(arguments: list[str]) -> None:

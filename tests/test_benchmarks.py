@@ -198,6 +198,8 @@ def test_a_readme_gets_its_table_once_more(found):
     assert report.with_table(written, "new.json", found) == written
     with pytest.raises(report.ReportError, match="no place for the table"):
         report.with_table("nothing", "new.json", found)
+    with pytest.raises(report.ReportError, match="several places for the table"):
+        report.with_table(2 * readme, "new.json", found)
 
 
 def test_the_readme_has_the_table_of_the_committed_figures():
@@ -300,7 +302,7 @@ def test_wrong_arguments(arguments, words, capsys):
 def test_the_figures_of_schemas_are_those_of_their_document():
     """And what they claim: no answer that ends is wrong, nine of ten end, a first mask is there at once."""
     document = (ROOT / "docs" / "json-schema.md").read_text(encoding="utf-8")
-    name = constraints.BLOCK.search(document)["file"]
+    name = report.BLOCK.search(document)["file"]
     kept = json.loads((ROOT / name).read_text(encoding="utf-8"))
     assert constraints.with_tables(document, name, kept) == document
     assert kept["answers"].keys() == constraints.SAMPLING.keys()
