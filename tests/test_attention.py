@@ -9,9 +9,8 @@ from test_kernels import U
 
 from edgellm import isa
 from edgellm.kernels import attention as bodies
-from edgellm.kernels import attention_q8, compiler, layout
+from edgellm.kernels import attention_block, attention_q8, compiler, layout
 from edgellm.kernels.primitives import quantize_64
-from edgellm.kernels.queries import AT_ONCE, for_each_number
 
 pytest.importorskip("numba")
 
@@ -336,14 +335,15 @@ def test_append_writes_the_layout(name, kv, head_dim):
 
 
 @caches
-def test_the_bodies_run_undecorated(kv, monkeypatch):
+@pytest.mark.parametrize("few", [attention_block.FEW, 4])
+def test_the_bodies_run_undecorated(kv, few, monkeypatch):
     from edgellm.kernels._numba import stand_ins
 
     layer = LAYERS[kv](1, 12, 256, [140])
     for name, body in stand_ins(kv).items():
-        monkeypatch.setattr(bodies, name, body, raising=False)
-    for n, body in zip(AT_ONCE, for_each_number(bodies.attend_n), strict=True):  # of those
-        monkeypatch.setattr(bodies, f"attend_{n}", body)
+        for module in (bodies, attention_block):
+            monkeypatch.setattr(module, name, body, raising=False)
+    monkeypatch.setattr(attention_block, "FEW", few)
     call = Call(layer, 3, 100, rows_of(0, 126, 129), n_threads=2)
     exact, off = call.definition()
     assert (np.abs(call.run(bodies) - exact) <= off).all()

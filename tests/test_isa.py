@@ -67,6 +67,11 @@ def floats(n, x, y, z, out):
         out += 768
 
 
+def powers(n, x, out):
+    for i in range(n):
+        store_f32(out + 64 * i, exp2(load_f32(x + 64 * i)))
+
+
 def folds(n, x, sums, maxima):
     """Of n vectors: their sum and maximum."""
     for i in range(n):
@@ -93,9 +98,9 @@ def sums_n(n, x, factors, out, counts):
     set_i64(counts + 8, most_queries())
 
 
-def code_sums_n(n, x, codes, factors, halves, out):
+def code_sums_n(n, x, codes, factors, halves, wide, out):
     """For some queries: of n times 64 bytes with 4 codes each, the dot products from a start, scaled, added and
-    weighted; then n products of vectors of codes and factors."""
+    weighted; then n products of vectors of codes and factors, and of float32 and factors."""
     sums = zeros_n()
     for i in range(n):
         p, c, f, h = x + 64 * i, codes + 4 * i, factors + 4 * i, halves + 32 * i
@@ -103,6 +108,7 @@ def code_sums_n(n, x, codes, factors, halves, out):
         part = add_scaled_n(part, dot_n(starts_n(c, 4 * n), p, 128, c, 4 * n), f, 4 * n)
         sums = add_weighted_n(sums, h, 32, part)
         sums = fma_codes_n(sums, p, 16, f, 4 * n)
+        sums = fma_f32_n(sums, wide + 64 * i, 64, f, 4 * n)
     store_n(out, 512, sums)
 
 
@@ -149,8 +155,8 @@ def scalars(x, out):
 
 
 BODIES = (
-    dots, pairs_of_bits, floats, folds, codes, *SUMS.values(), *CODE_SUMS.values(), nearest_codes, firsts, halves,
-    singles, scalars,
+    dots, pairs_of_bits, floats, powers, folds, codes, *SUMS.values(), *CODE_SUMS.values(), nearest_codes, firsts,
+    halves, singles, scalars,
 )  # fmt: skip
 
 
@@ -350,9 +356,9 @@ def test_sums_of_codes_are_as_in_plain_python(name, queries, rng, monkeypatch):
     x = rng.integers(0, 256, 64 * n + 1024).astype(np.uint8)
     codes = rng.integers(-128, 128, (queries, n, 4)).astype(np.int8)
     factors = rng.uniform(-1, 1, (queries, n)).astype(np.float32)
-    halves = rng.uniform(-1, 1, (n + 8, LANES)).astype(np.float16)
+    halves, wide = (rng.uniform(-1, 1, (n + 8, LANES)).astype(kind) for kind in (np.float16, np.float32))
     out = np.full((2, queries + 1, 8, LANES), np.nan, np.float32)
-    arrays = [array.ctypes.data for array in (x, codes, factors, halves)]
+    arrays = [array.ctypes.data for array in (x, codes, factors, halves, wide)]
     compiled(CODE_SUMS[queries], name)(n, *arrays, out[0].ctypes.data)
     monkeypatch.setattr(plain, "VECTORS", count)
     CODE_SUMS[queries](n, *arrays, out[1].ctypes.data)
@@ -391,6 +397,24 @@ def test_exp(name):
     assert (abs(result["exp"] / exact - 1)[inside]).max() < 2e-7
     assert (result["exp"][x < -87] == 0).all()
     assert result["exp"][0, 0] == 1
+
+
+@pytest.mark.parametrize("name", [*isa.runnable(), "plain"])
+def test_exp2(name):
+    """1 for 0, 0 for what is too small, NaN for NaN."""
+    small, others = [-126.6, -127, -1e9, -np.inf], [1e-6, np.nan, -0.5, -0.0]
+    x = np.concatenate([-np.linspace(0, 126, 16 * 4000), others, small, others, small]).astype(np.float32)
+    x = x.reshape(-1, LANES)
+    out = np.full_like(x, -1)
+    if name == "plain":
+        FunctionType(powers.__code__, {**globals(), **vars(plain)})(len(x), x.ctypes.data, out.ctypes.data)
+    else:
+        run(powers, name, len(x), x, out)
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(x))
+    assert (out[x == 0] == 1).all()
+    assert (out[x < -126.5] == 0).all()
+    whole = x >= -126
+    assert abs(out[whole] / np.exp2(x[whole].astype(np.float64)) - 1).max() < 2e-7
 
 
 def test_exp_of_hardly_anything_and_of_nan(name):

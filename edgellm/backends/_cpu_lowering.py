@@ -12,7 +12,7 @@ from edgellm.arrays import Array, address
 from edgellm.backends._cpu_cache import Layer
 from edgellm.backends._cpu_memory import Memory, code_bytes
 from edgellm.kernels import Compiler, dots, layout
-from edgellm.kernels.attention import TASK_QUERIES, attention, attention_merge
+from edgellm.kernels.attention import UNIT, attention, attention_merge
 from edgellm.kernels.best import best
 from edgellm.kernels.experts import combine, expert_matmul, expert_prepare, route
 from edgellm.kernels.matmul import matmul
@@ -186,7 +186,7 @@ class Lowering:
             "VALUES": self._memory.place(op.v)[0], **_head_norm(op.q, "Q", "NORM_EPS"),
             **_head_norm(op.k, "K", "K_NORM_EPS"),
         }  # fmt: skip
-        fields["BARRIER"] = 4 if fields["N_HEADS"] // fields["N_KV_HEADS"] <= TASK_QUERIES else 1
+        fields["BARRIER"] = 4 if fields["N_HEADS"] // fields["N_KV_HEADS"] <= UNIT else 1
         if op.angles:
             fields["ANGLES"], fields["ANGLES_STRIDE"] = self._memory.place(op.angles.out)
             fields["N_ANGLES"] = len(op.angles.frequencies)

@@ -113,6 +113,23 @@ def _exp(b: ir.IRBuilder, x: Any) -> Any:
     return b.select(b.fcmp_ordered("<=", x, low), constant(FLOATS, 0.0), b.fmul(p, scale))
 
 
+def _exp2(b: ir.IRBuilder, x: Any) -> Any:
+    """2^x for x <= 0, or hardly more, relative error below 2e-7: 2^n * p(x - n), p of least relative error in
+    [-1/2, 1/2] among those with p(0) = 1.
+
+    Adding `whole` rounds x to n, and leaves n + 127, what a float has for 2^n, in the lowest bits. From -127 down, and
+    for what rounds to it, that is 0, and so is the result: numbers below 2^-126 take long. NaN stays NaN, as for _exp.
+    """
+    whole = constant(FLOATS, 1.5 * 2**23 + 127)
+    clamped = _maximum(b)(constant(FLOATS, -127.0), x)
+    shifted = b.fadd(clamped, whole)
+    r = b.fsub(clamped, b.fsub(shifted, whole))
+    p = constant(FLOATS, 0.0013264727247055785)
+    for factor in (0.009671512688176011, 0.05550733743574584, 0.24022242084634746, 0.693146977598716, 1.0):
+        p = call(b, "llvm.fma.v16f32", FLOATS, p, r, constant(FLOATS, factor))
+    return b.fmul(p, b.bitcast(b.shl(b.bitcast(shifted, INTS), constant(INTS, 23)), FLOATS))
+
+
 def _prefetch(b: ir.IRBuilder, p: Any) -> None:
     call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(p, I8.as_pointer()), I32(0), I32(2), I32(1))
 
@@ -195,6 +212,7 @@ def primitives(dot4: Callable[..., Any], dot4_u8: Callable[..., Any], rows: int)
         "maximum": operation(lambda b, x, y: _maximum(b)(x, y), F, F, F),
         "absolute": operation(lambda b, x: call(b, "llvm.fabs.v16f32", FLOATS, x), F, F),
         "exp": operation(_exp, F, F),
+        "exp2": operation(_exp2, F, F),
         "first": operation(_first, F, INT, F, F),
         "where_positive": operation(
             lambda b, x, y, z: b.select(b.fcmp_ordered(">", x, constant(FLOATS, 0.0)), y, z), F, F, F, F
@@ -265,6 +283,10 @@ def sums_primitives(queries: int, n: int, dot4_u8: Callable[..., Any]) -> dict[s
         factors = splats(b, factor, factor_step, F32)
         return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
 
+    def fma_f32(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
+        vectors, factors = loads(b, x, x_step, FLOATS), splats(b, factor, factor_step, F32)
+        return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
+
     def fma_codes(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
         vectors = [b.sitofp(code, FLOATS) for code in loads(b, x, x_step, CODES)]
         factors = splats(b, factor, factor_step, F32)
@@ -298,6 +320,7 @@ def sums_primitives(queries: int, n: int, dot4_u8: Callable[..., Any]) -> dict[s
         "load": operation(loaded, sums, ADDRESS, ADDRESS),
         "store": operation(stored, types.void, ADDRESS, ADDRESS, sums),
         "fma": operation(fma, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
+        "fma_f32": operation(fma_f32, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
         "fma_codes": operation(fma_codes, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
         "starts": operation(starts, ints, ADDRESS, ADDRESS),
         "dot": operation(dot, ints, ints, ADDRESS, ADDRESS, ADDRESS, ADDRESS),

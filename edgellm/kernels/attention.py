@@ -1,23 +1,41 @@
 """Attention: softmax(q k^T * scale) v over the cache, a block of KEY_BLOCK keys at a time.
 
 Each query and head meets each block of keys that it sees any of, at absolute multiples of KEY_BLOCK, and gets a partial
-    max [16 equal lanes]   sum [16 equal lanes]   acc [head_dim]   float32, acc = sum of exp(score - max) * value
-The partials are merged from the first block to the last. A partial depends on its query, keys and values alone, so the
-result has the same bits for any number of threads, any chunks of a prompt and any other slots in the step. Blocks that
-a query does not see at all are left out.
+    max [16 equal lanes]   sum [16 equal lanes]   acc [head_dim]   float32, acc = sum of 2^(score - max) * value
+where scores are exponents of 2: those of e, times log2(e). The partials are merged from the first block to the last. A
+partial depends on its query, keys and values alone, so the result has the same bits for any number of threads, any
+chunks of a prompt and any other slots in the step. Blocks that a query does not see at all are left out.
 
 A vector takes the last dimensions of a head that are no whole 16 together with what stands behind them, and its
 further lanes are dropped: a slot's memory must go on for SLACK_BYTES after its last value. In a step, the rows of a
 slot stand together and their positions ascend; their keys and values are in the cache before attention runs.
 
 What is said here of keys and values is of float16. For a cache of another kind, the functions of attention_KIND.py take
-the place of those here that have their names: see Kernel.
+the place of those here and in attention_block.py that have their names: see Kernel.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
+from edgellm.kernels.attention_block import (
+    ACC,
+    LOWEST,
+    MADE,
+    MOST_PIECE,
+    MOST_QUERIES,
+    RESULT,
+    SEES_FROM,
+    SEES_TO,
+    START,
+    SUM,
+    all_seen,
+    make_partials,
+    partial_bytes,
+    query_at,
+    query_bytes,
+    seen,
+    state_at,
+    task_queries,
+)  # fmt: skip
 from edgellm.kernels.fetch import fetch_more, fetching
 from edgellm.kernels.layout import (
     CAPACITY,
@@ -40,69 +58,41 @@ from edgellm.kernels.layout import (
     V_OFFSET,
     WINDOW,
 )  # fmt: skip
-from edgellm.kernels.prepare import capped
 from edgellm.kernels.primitives import (
-    add,
     div,
-    exp,
+    exp2,
     fill,
-    first,
     fma,
-    fma_n,
     get_f32,
     get_i32,
     get_i64,
-    lanes_max,
-    lanes_sum,
     load_f32,
-    load_n,
     maximum,
-    most_queries,
     mul,
-    prefetch,
     scatter_f16,
     set_f16,
     set_f32,
     set_i64,
     store_f16,
     store_f32,
-    store_n,
     sub,
-    vectors_n,
     zero,
-    zeros_n,
 )  # fmt: skip
-from edgellm.kernels.queries import for_each_number
 
 SLACK_BYTES = 128
-TASK_QUERIES = 16  # that meet a block of keys while it is in the CPU's nearest cache
-HIDDEN, LOWEST = np.float32(-np.inf), np.float32(-3e38)  # a maximum starts from a number: -inf less -inf is NaN
-START: int = np.int64(0)  # for a literal 0, Numba would compile what it is passed to once more
-
-# What a thread keeps of a query while it works on a task: cells, its scores in a block, its partial, its state, itself.
-SEES_FROM, SEES_TO, RESULT, SCORES = 0, 8, 16, 64
-MADE = SCORES + 4 * KEY_BLOCK
-SUM, ACC = 64, 128  # of a state or partial
+UNIT = 8  # queries: work is shared in these
 
 
 def n_partial_floats(rows: int, n_heads: int, head_dim: int, capacity: int, n_threads: int) -> int:
     """The size of PARTIALS for steps of up to `rows` rows and up to `n_threads` threads."""
-    queries = min(rows * n_heads, 2 * n_threads * TASK_QUERIES)
+    queries = min(rows * n_heads, 2 * n_threads * UNIT)
     of_queries = queries * (capacity // KEY_BLOCK + 1) * partial_bytes(head_dim)
-    return (n_threads * TASK_QUERIES * query_bytes(head_dim) + of_queries) // 4
+    return (n_threads * kept_bytes(head_dim) + of_queries) // 4
 
 
-def partial_bytes(head_dim: int) -> int:
-    return ACC + padded_bytes(head_dim)
-
-
-def padded_bytes(head_dim: int) -> int:
-    """Of a head's float32, with room for what vectors take together with it."""
-    return 4 * ((head_dim + 63) // 64 * 64)
-
-
-def query_bytes(head_dim: int) -> int:
-    return query_at(head_dim) + padded_bytes(head_dim)
+def kept_bytes(head_dim: int) -> int:
+    """What a thread keeps: its task's queries, and room for a piece of keys, or of values."""
+    return MOST_QUERIES * query_bytes(head_dim) + 4 * MOST_PIECE * max(head_dim, KEY_BLOCK)
 
 
 def block_bytes(head_dim: int) -> int:
@@ -110,19 +100,11 @@ def block_bytes(head_dim: int) -> int:
     return 2 * KEY_BLOCK * head_dim
 
 
-def state_at(head_dim: int) -> int:
-    return MADE + partial_bytes(head_dim)
-
-
-def query_at(head_dim: int) -> int:
-    return MADE + 2 * partial_bytes(head_dim)
-
-
 def partials_of(record: int, query: int, n_threads: int) -> int:
     """Where the partials of a query are in PARTIALS when keys are split: after what the threads keep there."""
     head_dim = get_i64(record + HEAD_DIM)
     blocks = get_i64(record + CAPACITY) // KEY_BLOCK + 1
-    start = get_i64(record + PARTIALS) + n_threads * TASK_QUERIES * query_bytes(head_dim)
+    start = get_i64(record + PARTIALS) + n_threads * kept_bytes(head_dim)
     return start + query * blocks * partial_bytes(head_dim)
 
 
@@ -162,125 +144,10 @@ def splits_keys(record: int, step: int, n_threads: int) -> bool:
     several_blocks = False
     while row < get_i64(step + STEP_ROWS):
         n_rows = rows_of_slot(step, row)
-        tasks += get_i64(record + N_KV_HEADS) * ((n_rows * group + TASK_QUERIES - 1) // TASK_QUERIES)
+        tasks += get_i64(record + N_KV_HEADS) * ((n_rows * group + UNIT - 1) // UNIT)
         row += n_rows
         several_blocks |= end_block(step, row - 1) - first_block(record, step, row - 1) > 1
     return n_threads > 1 and tasks < 2 * n_threads and several_blocks
-
-
-# One block of keys.
-
-
-def score_n(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
-    """q . k of some queries, `stride` bytes apart in what the thread keeps, with keys begin..end, and some around them.
-
-    Meanwhile the same keys of the next block come closer, `ahead` bytes from here: the CPU's own prefetching stops at
-    each page, and a block takes long enough that memory need never be waited for.
-    """
-    q, n, step = query + query_at(head_dim), 16 * vectors_n(), 32 * head_dim
-    for key in range(begin // n * n, end, n):
-        k, s = keys + 2 * key * head_dim, zeros_n()
-        for d in range(head_dim):
-            for i in range(vectors_n()):
-                prefetch(k + ahead + 32 * d + i * step)
-            s = fma_n(s, k + 32 * d, step, q + 4 * d, stride)
-        store_n(query + SCORES + 4 * key, stride, s)
-
-
-def weigh_n(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
-    """Add weight * value for keys begin..end of a block to the partials of some queries.
-
-    Each pass over the keys fetches its share of the next block, as much as it takes of this one.
-    """
-    weights, n = query + SCORES, 16 * vectors_n()
-    for d in range(0, head_dim, n):
-        acc = query + MADE + ACC + 4 * d
-        s = load_n(acc, stride)
-        for key in range(begin, end):
-            for i in range(vectors_n()):
-                prefetch(values + ahead + 2 * KEY_BLOCK * (d + 16 * i) + 32 * key)
-            s = fma_n(s, values + 2 * (key * head_dim + d), 32, weights + 4 * key, stride)
-        store_n(acc, stride, s)
-
-
-score_1, score_4, score_8 = for_each_number(score_n)
-weigh_1, weigh_4, weigh_8 = for_each_number(weigh_n)
-
-
-def scale_scores(query: int, begin: int, end: int, scale: float, softcap: float) -> None:
-    """Make of the products what softmax is taken of, -inf where it is not of keys begin..end; keep the largest."""
-    scores, start = query + SCORES, begin // 16 * 16
-    for key in range(start, end, 16):
-        store_f32(scores + 4 * key, capped(mul(load_f32(scores + 4 * key), fill(scale)), softcap))
-    # What stands beyond the keys that are seen may be anything, NaN too.
-    store_f32(scores + 4 * start, first(begin - start, fill(HIDDEN), load_f32(scores + 4 * start)))
-    last = (end - 1) // 16 * 16
-    store_f32(scores + 4 * last, first(end - last, load_f32(scores + 4 * last), fill(HIDDEN)))
-    highest = fill(LOWEST)
-    for key in range(start, end, 16):
-        highest = maximum(highest, load_f32(scores + 4 * key))
-    store_f32(query + MADE, fill(lanes_max(highest)))
-
-
-def start_partial(query: int, begin: int, end: int, head_dim: int) -> None:
-    """Turn the scores of keys begin..end of a block into weights, and start the partial with their sum."""
-    partial, scores = query + MADE, query + SCORES
-    peak, total = load_f32(partial), zero()
-    for key in range(begin // 16 * 16, end, 16):
-        weight = exp(sub(load_f32(scores + 4 * key), peak))
-        store_f32(scores + 4 * key, weight)
-        total = add(total, weight)
-    store_f32(partial + SUM, fill(lanes_sum(total)))
-    for d in range(0, head_dim, 16):
-        store_f32(partial + ACC + 4 * d, zero())
-
-
-def scale_weights(query: int, values: int, ahead: int, head_dim: int, begin: int, end: int) -> None:
-    """Multiply the weights of keys begin..end by what their values are multiples of: nothing, of float16."""
-
-
-def seen_in(query: int, block: int) -> int:
-    """The first key of a block that a query sees, 0..KEY_BLOCK."""
-    return min(max(get_i64(query + SEES_FROM) - block * KEY_BLOCK, 0), KEY_BLOCK)
-
-
-def end_in(query: int, block: int) -> int:
-    """One after the last key of a block that a query sees."""
-    return min(max(get_i64(query + SEES_TO) - block * KEY_BLOCK, 0), KEY_BLOCK)
-
-
-def attend_n(
-    query: int, stride: int, n: int, block: int, keys: int, values: int, ahead: int, head_dim: int, scale: float,
-    softcap: float,
-) -> None:  # fmt: skip
-    """The partials of n queries of ascending positions, and of copies of the last one, for a block of keys."""
-    last = query + (n - 1) * stride
-    begin, end = seen_in(query, block), end_in(last, block)
-    # The keys that all of them see. Others are added to just those that see them: a weight of 0 times infinity is NaN.
-    shared = seen_in(last, block)
-    shared_end = max(shared, end_in(query, block))
-    score_n(keys, ahead, head_dim, begin, end, query, stride)
-    for i in range(n):  # apart from what follows, so that while one query's largest is found others are worked on
-        one = query + i * stride
-        if seen_in(one, block) < end_in(one, block):
-            scale_scores(one, seen_in(one, block), end_in(one, block), scale, softcap)
-    for i in range(n):
-        one = query + i * stride
-        own, own_end = seen_in(one, block), end_in(one, block)
-        if own < own_end:
-            start_partial(one, own, own_end, head_dim)
-            scale_weights(one, values, ahead, head_dim, own, own_end)
-            if own < shared:
-                weigh_1(values, ahead, head_dim, own, min(shared, own_end), one, stride)
-    if shared < shared_end:
-        weigh_n(values, ahead, head_dim, shared, shared_end, query, stride)
-    for i in range(n):
-        one = query + i * stride
-        if shared_end < end_in(one, block):
-            weigh_1(values, ahead, head_dim, shared_end, end_in(one, block), one, stride)
-
-
-attend_1, attend_4, attend_8 = for_each_number(attend_n)
 
 
 # Merging.
@@ -296,7 +163,7 @@ def start_merge(state: int, head_dim: int) -> None:
 def merge(state: int, partial: int, head_dim: int) -> None:
     """Add a block's partial to a state: both sums become relative to the higher maximum."""
     peak = maximum(load_f32(state), load_f32(partial))
-    old, new = exp(sub(load_f32(state), peak)), exp(sub(load_f32(partial), peak))
+    old, new = exp2(sub(load_f32(state), peak)), exp2(sub(load_f32(partial), peak))
     store_f32(state, peak)
     for at in range(SUM, ACC + 4 * head_dim, 64):
         store_f32(state + at, fma(load_f32(state + at), old, mul(load_f32(partial + at), new)))
@@ -324,7 +191,7 @@ def attend_task(
 ) -> None:  # fmt: skip
     """Some blocks of keys for queries begin..end (row from `row` on * group + head) of a key/value head.
 
-    Queries stand in `kept`, padded to four with copies of the last one.
+    Queries stand in `kept`, padded to four with copies of the last one, and behind them is room for a piece.
     """
     head_dim, scale, softcap = get_i64(record + HEAD_DIM), get_f32(record + SCALE), get_f32(record + SOFTCAP)
     n = end - begin
@@ -336,19 +203,17 @@ def attend_task(
     while block < block_end:
         keys, values = block_address(record, step, row, kv_head, block)
         ahead = next_block(record, step, row, kv_head, next_head, block, block_end) - keys
-        fetch_more(cells)
-        for i in range(0, n, most_queries()):
-            query, left = kept + i * stride, min(n - i, most_queries())
-            if left == 1:
-                attend_1(query, stride, left, block, keys, values, ahead, head_dim, scale, softcap)
-            elif left <= 4:
-                attend_4(query, stride, left, block, keys, values, ahead, head_dim, scale, softcap)
-            else:
-                attend_8(query, stride, left, block, keys, values, ahead, head_dim, scale, softcap)
+        whole = all_seen(kept, stride, n, block)
+        make_partials(
+            kept, stride, n, block, keys, values, ahead, head_dim, scale, softcap, whole,
+            kept + MOST_QUERIES * stride,
+        )  # fmt: skip
         for i in range(n):
             query = kept + i * stride
-            fetch_more(cells)
-            if seen_in(query, block) < end_in(query, block):
+            if i % UNIT == 0:
+                fetch_more(cells)
+            own, own_end = seen(query, block, whole)
+            if own < own_end:
                 if split:
                     keep_partial(record, step, query, row, kv_head, begin + i, block, n_threads)
                 else:
@@ -418,67 +283,83 @@ def next_block(record: int, step: int, row: int, kv_head: int, next_head: int, b
 def attention(record: int, step: int, thread: int, n_threads: int) -> None:
     """Attend all rows of a step: OUT is final, or if splits_keys(record, step, n_threads), once attention_merge ran.
 
-    Each thread has a run of tasks, or of blocks of keys, so that it reads on where it is, and a head's next task what
+    Each thread has a run of units, or of blocks of keys, so that it reads on where it is, and a head's next task what
     is in the core's own cache.
     """
-    rows, n_kv_heads = get_i64(step + STEP_ROWS), get_i64(record + N_KV_HEADS)
+    n_kv_heads = get_i64(record + N_KV_HEADS)
     group = get_i64(record + N_HEADS) // n_kv_heads
-    kept = get_i64(record + PARTIALS) + thread * TASK_QUERIES * query_bytes(get_i64(record + HEAD_DIM))
+    kept = get_i64(record + PARTIALS) + thread * kept_bytes(get_i64(record + HEAD_DIM))
     split = splits_keys(record, step, n_threads)
     all_work = work_of(record, step, split)
     first_work, end_work = all_work * thread // n_threads, all_work * (thread + 1) // n_threads
     row = work = START
-    while row < rows:
-        n_rows = rows_of_slot(step, row)
+    while row < get_i64(step + STEP_ROWS):
+        n = rows_of_slot(step, row) * group
         for kv_head in range(n_kv_heads):
-            for begin in range(0, n_rows * group, TASK_QUERIES):
-                end = min(begin + TASK_QUERIES, n_rows * group)
+            begin = START
+            while begin < n:
                 block = start = first_block(record, step, row + begin // group)
-                block_end = end_block(step, row + (end - 1) // group)
-                amount = task_work(block_end - start, end - begin, split)
                 if split:
-                    block, block_end = max(start, start + first_work - work), min(block_end, start + end_work - work)
-                elif owner(work, amount, all_work, n_threads) != thread:
-                    block_end = block
-                work += amount
+                    end, done = min(begin + UNIT, n), work + unit_work(record, step, row, begin, n, split)
+                    block_end = min(start + done - work, start + end_work - work)
+                    block = max(start, start + first_work - work)
+                else:
+                    end, done, whose = task_end(record, step, row, begin, n, work, all_work, n_threads)
+                    block_end = end_block(step, row + (end - 1) // group) if whose == thread else start
                 if block < block_end:
-                    next_head = kv_head + (1 if end == n_rows * group else 0)
+                    next_head = kv_head + (1 if end == n else 0)
                     attend_task(
                         record, step, thread, n_threads, kept, row, kv_head, next_head, begin, end, block, block_end,
                         split,
                     )  # fmt: skip
-        row += n_rows
+                begin, work = end, done
+        row += n // group
+
+
+def task_end(
+    record: int, step: int, row: int, begin: int, n: int, work: int, all_work: int, n_threads: int
+) -> tuple[int, int, int]:
+    """Of the units from query `begin` of n on, as many as one thread computes as a task: their end, the work up to
+    there, and the thread."""
+    end, whose = begin, -1
+    while end < min(begin + task_queries(), n):
+        amount = unit_work(record, step, row, end, n, False)
+        thread = owner(work, amount, all_work, n_threads)
+        if whose >= 0 and thread != whose:
+            break
+        end, work, whose = min(end + UNIT, n), work + amount, thread
+    return end, work, whose
 
 
 def owner(begin: int, amount: int, all_work: int, n_threads: int) -> int:
-    """The thread that does a task whole: the one whose share of all work its middle is in."""
+    """The thread that does a unit whole: the one whose share of all work its middle is in."""
     return (2 * begin + amount) * n_threads // (2 * all_work)
 
 
-def task_work(blocks: int, queries: int, split: bool) -> int:
-    """What is shared among the threads: whole tasks by their work, or blocks of keys."""
-    return blocks if split else blocks * queries
+def unit_work(record: int, step: int, row: int, begin: int, n: int, split: bool) -> int:
+    """What threads share of the unit that begins with query `begin` of n: its work, or its blocks of keys."""
+    group, end = get_i64(record + N_HEADS) // get_i64(record + N_KV_HEADS), min(begin + UNIT, n)
+    blocks = end_block(step, row + (end - 1) // group) - first_block(record, step, row + begin // group)
+    return blocks if split else blocks * (end - begin)
 
 
 def work_of(record: int, step: int, split: bool) -> int:
-    """That of all tasks of a step."""
+    """That of all units of a step."""
     n_kv_heads = get_i64(record + N_KV_HEADS)
     group = get_i64(record + N_HEADS) // n_kv_heads
     row = work = START
     while row < get_i64(step + STEP_ROWS):
-        n_rows = rows_of_slot(step, row)
-        for begin in range(0, n_rows * group, TASK_QUERIES):
-            end = min(begin + TASK_QUERIES, n_rows * group)
-            blocks = end_block(step, row + (end - 1) // group) - first_block(record, step, row + begin // group)
-            work += n_kv_heads * task_work(blocks, end - begin, split)
-        row += n_rows
+        n = rows_of_slot(step, row) * group
+        for begin in range(0, n, UNIT):
+            work += n_kv_heads * unit_work(record, step, row, begin, n, split)
+        row += n // group
     return work
 
 
 def merge_heads(record: int, step: int, thread: int, n_threads: int, begin: int, end: int) -> None:
     """Merge the partials of heads begin..end, counted as row * n_heads + head, into OUT. Only if splits_keys."""
     head_dim, n_heads = get_i64(record + HEAD_DIM), get_i64(record + N_HEADS)
-    state = get_i64(record + PARTIALS) + thread * TASK_QUERIES * query_bytes(head_dim) + state_at(head_dim)
+    state = get_i64(record + PARTIALS) + thread * kept_bytes(head_dim) + state_at(head_dim)
     for head in range(begin, end):
         row = head // n_heads
         partial = partials_of(record, head, n_threads)

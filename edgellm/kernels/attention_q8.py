@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels.attention import ACC, MADE, SCORES, padded_bytes, query_at
+from edgellm.kernels.attention_block import ACC, MADE, SCORES, padded_bytes, query_at
 from edgellm.kernels.layout import KEY_BLOCK
 from edgellm.kernels.primitives import (
     absolute,
@@ -106,13 +106,9 @@ def score_n(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: i
         store_n(query + SCORES + 4 * key, stride, s)
 
 
-def scale_weights(query: int, values: int, ahead: int, head_dim: int, begin: int, end: int) -> None:
-    """Multiply the weights of keys begin..end, and of some around them, by the scales of their values."""
-    scales = values + KEY_BLOCK * width(head_dim)
-    for key in range(begin // 16 * 16, end, 16):
-        prefetch(scales + 2 * key + ahead)
-        weights = query + SCORES + 4 * key
-        store_f32(weights, mul(load_f32(weights), load_f16(scales + 2 * key)))
+def of_value(weight: Any, values: int, head_dim: int, key: int) -> Any:
+    """Weights times the scales of 16 values, from this one on."""
+    return mul(weight, load_f16(values + KEY_BLOCK * width(head_dim) + 2 * key))
 
 
 def weigh_n(values: int, ahead: int, head_dim: int, begin: int, end: int, query: int, stride: int) -> None:
@@ -135,6 +131,16 @@ def score_8(keys: int, ahead: int, head_dim: int, begin: int, end: int, query: i
 
 score_1, score_4, _ = for_each_number(score_n)
 weigh_1, weigh_4, weigh_8 = for_each_number(weigh_n)
+
+
+def task_queries() -> int:
+    """As many as the nearest cache holds."""
+    return 16
+
+
+def in_pieces(n: int) -> bool:
+    """Never: products of keys are those of codes."""
+    return False
 
 
 # The cache.

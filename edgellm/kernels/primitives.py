@@ -192,6 +192,11 @@ def exp(x: Any) -> Any:
     return np.where(x <= -87, 0, np.exp(np.maximum(x, -87))).astype(np.float32)
 
 
+def exp2(x: Any) -> Any:
+    """For x <= 0, or hardly more; 0 below -126.5; NaN for NaN."""
+    return np.where(x < -126.5, 0, np.exp2(np.maximum(x, -127))).astype(np.float32)
+
+
 def first(count: int, x: Any, other: Any) -> Any:
     """The first `count` lanes of x, the further ones of the other."""
     return np.where(np.arange(LANES) < count, x, other)
@@ -298,6 +303,12 @@ def fma_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
     return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
 
 
+def fma_f32_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
+    """As fma_n, of 16 float32 at x + v * x_step."""
+    vectors = np.stack([load_f32(x + v * x_step) for v in range(VECTORS)])
+    return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
+
+
 def fma_codes_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
     """As fma_n, of 16 int8 at x + v * x_step."""
     vectors = np.stack([_at(x + v * x_step, np.int8, LANES).astype(np.float32) for v in range(VECTORS)])
@@ -339,6 +350,7 @@ def add_weighted_n(sums: Any, w: int, w_step: int, parts: Any) -> Any:
 vectors_1 = vectors_4 = vectors_8 = vectors_n
 store_1 = store_4 = store_8 = store_n
 fma_1 = fma_4 = fma_8 = fma_n
+fma_f32_1 = fma_f32_4 = fma_f32_8 = fma_f32_n
 fma_codes_1 = fma_codes_4 = fma_codes_8 = fma_codes_n
 dot_1 = dot_4 = dot_8 = dot_n
 scaled_1 = scaled_4 = scaled_8 = scaled_n
