@@ -6,7 +6,7 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -301,6 +301,24 @@ class Model:
     def submit(self, answer: Answer, listener: Listener) -> Job:
         """Have an answer made that `begin_ids` has prepared."""
         return self._engine.submit(answer, listener)
+
+    def prepare_ids(
+        self,
+        ids: Sequence[int],
+        *,
+        keeper: object = None,
+        adapter: Adapter | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Evaluate tokens that a prompt will begin with, a few at a time until `stopped`; return how many were not in
+        the cache before."""
+        self._check_open()
+        self.check_ids(ids)
+        return self.prefix_cache.hold(ids, keeper, adapter or self.adapter, stopped)
+
+    def when_idle(self, opening: Callable[[], Sequence[int]]) -> None:
+        """Once no submitted answer is under way, evaluate what the next prompt is likely to begin with."""
+        self._engine.when_idle(lambda stopped: self.prepare_ids(opening(), stopped=stopped))
 
     def under_way(self) -> list[Answer]:
         """Answers that were submitted and are not finished, first those that have a slot. They may still change."""

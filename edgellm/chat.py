@@ -125,7 +125,7 @@ class Chat:
         def seen(begin: int) -> Question:
             return ask([*system, *turns[begin:]])
 
-        begin = len(self._left_out) if turns[: len(self._left_out)] == self._left_out else 0
+        begin = self._n_left_out(turns)
         asked, context_length = seen(begin), self._model.context_length
         if not fits(len(asked.ids), max_tokens, context_length):
             begins = [i for i, message in enumerate(turns) if message["role"] == "user" and i > begin] or [begin]
@@ -135,11 +135,13 @@ class Chat:
             asked = seen(begin)
         return replace(asked, left_out=turns[:begin])
 
+    def _n_left_out(self, turns: list[dict[str, Any]]) -> int:
+        return len(self._left_out) if turns[: len(self._left_out)] == self._left_out else 0
+
     def _n_first(self, ask: Callable[[list[dict[str, Any]]], Question]) -> int:
         """How many tokens the system message takes, with what the template writes before the next message."""
         system, _ = _parted(self.messages)
-        first, second = (ask([*system, {"role": "user", "content": text}]).ids for text in ("a", "b"))
-        return max(SINKS, common(first, second))
+        return max(SINKS, len(opening(self._prompt, ask, system)))
 
     def _turn(self, messages: list[dict[str, Any]], asked: Question, answer: Completion) -> Turn:
         self._left_out = answer.dropped_messages = asked.left_out
@@ -148,6 +150,21 @@ class Chat:
         from edgellm.tools import CallReader
 
         return _TurnWithCalls(self, messages, answer, asked, CallReader(asked.style))
+
+    def prepare(self, *, tools: Tools = (), stopped: Callable[[], bool] = lambda: False) -> int:
+        """Evaluate what the next prompt begins with, whatever its message says: the messages so far, and what the
+        template writes around them. The next answer then begins sooner: call it while a person reads or types, from
+        another thread if need be. Returns how many tokens were evaluated.
+
+        `tools` are those that `stream` will be given. What was evaluated before `stopped` returns true is kept; it is
+        asked every few tokens. Does nothing when the messages do not fit the context.
+        """
+        system, turns = _parted(self.messages)
+        seen = [*system, *turns[self._n_left_out(turns) :]]
+        ids = opening(self._prompt, partial(question, self._model, self._prompt, tools=tools), seen)
+        if not ids or not fits(len(ids), None, self._model.context_length):
+            return 0
+        return self._model.prepare_ids(ids, keeper=self, adapter=self.adapter, stopped=stopped)
 
     def save_cache(self, path: str | os.PathLike[str]) -> int:
         """Write the conversation's KV cache to a file; returns its number of tokens. See Model.save_cache."""
@@ -275,6 +292,18 @@ def question(
     ids = prompt.encode(messages if is_told else _instructed(messages, tools), tools=tools if is_told else ())
     signs = {id: text for text, id in model.tokenizer.special_tokens.items() if text in style.signs}
     return Question(ids, style, is_told, signs, grammar)
+
+
+def opening(
+    prompt: ChatPrompt, ask: Callable[[list[dict[str, Any]]], Question], messages: list[dict[str, Any]]
+) -> list[int]:
+    """The ids that the prompt of these messages and a user's next one begins with, whatever that says. `ask` makes a
+    question with `prompt`."""
+    found = []
+    for text in ("a", "b"):
+        with prompt.unchanged():
+            found.append(ask([*messages, {"role": "user", "content": text}]).ids)
+    return found[0][: common(*found)]
 
 
 def _as_lark(model: Model, text: str) -> str:

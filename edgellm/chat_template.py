@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from datetime import datetime
 from functools import cached_property
@@ -128,6 +129,15 @@ class ChatPrompt:
             ids = self.encode_masked(text)
         self._text, self._ids = text, ids
         return list(ids)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Whatever is encoded meanwhile, the next call goes on from where it would have."""
+        text, ids = self._text, self._ids
+        try:
+            yield
+        finally:
+            self._text, self._ids = text, ids
 
     def answered(self, text: str, ids: Sequence[int]) -> None:
         """What the model said after the last encode, so that the next call goes on from there."""

@@ -8,17 +8,24 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from edgellm.answer import Answer, Completion, Piece
 from edgellm.errors import EdgeError
 from edgellm.scheduler import Progress, Scheduler
 from edgellm.sequence import Sequence
 
+IDLE = 0.05
+"""Seconds without an answer to make, after which there is time for what is not asked for."""
 Event = Piece | Completion | Exception
 """Of one answer: its pieces, and as the last event the completion, or what was raised."""
 Listener = Callable[[Event], object]
 """Called in the engine's thread, or in the one that cancels. Everybody waits for it: it puts the event into a queue,
 say, and returns. If it raises, its answer is cancelled."""
+
+
+Later = Callable[[Callable[[], bool]], object]
+"""Called with what says whether it is to stop, as soon as it can."""
 
 
 class Job:
@@ -64,6 +71,7 @@ class Engine:
         self._coming: deque[Job] = deque()
         self._going: deque[Job] = deque()
         self._under_way: dict[Sequence, Job] = {}
+        self._later: Later | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -80,6 +88,13 @@ class Engine:
             self._coming.append(job)
             self._changed.notify()
         return job
+
+    def when_idle(self, later: Later) -> None:
+        """Have this done in the engine's thread, once there has been no answer to make for IDLE seconds. Of several
+        only the last is done, and nobody hears of what it raises."""
+        with self._changed:
+            self._later = later
+            self._changed.notify()
 
     def _started(self) -> threading.Thread:
         thread = threading.Thread(target=self._work, name="edgellm-engine", daemon=True)
@@ -154,9 +169,18 @@ class Engine:
                 self._forget(self._going.popleft(), scheduler)
             return not self._closed
 
+    def _is_wanted(self) -> bool:
+        return bool(self._closed or self._coming or self._going)
+
     def _wait(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._coming or self._going)
+            self._changed.wait_for(lambda: self._is_wanted() or self._later)
+            if self._is_wanted() or self._changed.wait_for(self._is_wanted, IDLE):
+                return
+            later, self._later = self._later, None
+        with suppress(Exception):
+            if later:
+                later(self._is_wanted)
 
     def _tell(self, progresses: list[Progress], scheduler: Scheduler) -> None:
         for progress in progresses:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ MOST_SLOTS = 16
 """A slot reserves addresses for a full context, even if it takes little memory."""
 SHORT = 128
 """Fewer tokens than these are soon evaluated again."""
+AHEAD = 32
+"""Tokens that are evaluated ahead at once: whoever needs the backend meanwhile waits for them."""
 
 
 @dataclass(eq=False)
@@ -103,6 +105,27 @@ class PrefixCache:
             is_free = keeper is None or self._is_closed
             self._entries.insert(0, _Entry(slot, None if is_free else weakref.ref(keeper)))
             self._tidy()
+
+    def hold(
+        self,
+        ids: Sequence[int],
+        keeper: object = None,
+        adapter: Adapter | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Have a slot with that adapter hold these tokens, evaluating those that none does, AHEAD at a time, until
+        `stopped` says so; return how many were evaluated."""
+        whole = [*ids, 0]  # a prompt's last token is always evaluated
+        if self.known(whole, adapter) == len(ids):
+            return 0
+        slot = self.take(whole, keeper, adapter)
+        n_known = len(slot.ids)
+        try:
+            while len(slot.ids) < len(ids) and not stopped():
+                slot.extend(ids[len(slot.ids) : len(slot.ids) + AHEAD], range(0))
+            return len(slot.ids) - n_known
+        finally:
+            self.put(slot, keeper)
 
     @contextmanager
     def latest(self, keeper: object = None) -> Iterator[Slot | None]:

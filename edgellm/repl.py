@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class Repl:
         self._model, self._chat, self._screen, self._settings = model, chat, screen, settings
         self._saved, self._saves_cache, self._last, self._read = saved, saves_cache, None, list[str]()
         self._line: Reader | None = None
+        self._status = ""
         if saved is not None and saved.exists():
             self._load(saved)
 
@@ -80,8 +81,10 @@ class Repl:
 
     def _typed(self, prompt: str, default: str) -> str:
         """A line; what reads it is made when it is needed, so that one answer does not wait for it."""
-        self._line = self._line or reader(self.status)
-        return self._line(prompt, default)
+        self._line = self._line or reader(lambda: self._status)
+        self._status = self.status()
+        with preparing(self._chat):
+            return self._line(prompt, default)
 
     def _do(self, text: str) -> None:
         if text.startswith("/"):
@@ -301,6 +304,24 @@ def command(name: str) -> Callable[[Repl, str], None]:
         hint = f"did you mean /{near[0]}?" if near else "/help shows them"
         raise ArgumentError(f"/{name} is no command; {hint} To say it, put a space before the slash.")
     return COMMANDS[name]
+
+
+@contextmanager
+def preparing(chat: Chat) -> Iterator[None]:
+    """Meanwhile evaluate what the next prompt begins with. If anything is wrong with that, it shows with the answer."""
+    stop = Event()
+
+    def prepare() -> None:
+        with suppress(Exception):
+            chat.prepare(stopped=stop.is_set)
+
+    thread = Thread(target=prepare, name="edgellm-prepare", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager

@@ -57,6 +57,24 @@ def test_answers_are_as_they_would_be_alone(model):
         assert done is job.answer.completion
 
 
+def test_what_comes_next_is_evaluated_when_there_is_nothing_else_to_do(model):
+    """And an error in it is none of anybody's business."""
+
+    def missing():
+        raise KeyError("plugh")
+
+    ids = model.tokenize("Once upon a time there was a dog")
+    for opening in (missing, lambda: ids):
+        _, events = submit(model, "Tom", **OPTIONS)
+        told(events)
+        model.when_idle(opening)
+        until(lambda: model._engine._later is None)
+    until(lambda: model.prefix_cache.known([*ids, 0]) == len(ids))
+    job, events = submit(model, "Once upon a time there was a dog", **OPTIONS)
+    told(events)
+    assert job.answer.completion.timings.cached_tokens == len(ids) - 1
+
+
 def test_some_are_cancelled_and_the_others_go_on(model):
     made = [submit(model, prompt, **OPTIONS) for prompt in PROMPTS]
     heard = [[events.get(timeout=60) for _ in range(5)] for _, events in made]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Literal
 
 import jsonschema
@@ -65,6 +66,22 @@ def test_a_chat_that_goes_on(client, name, smollm2_cpu):
     again = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=12)
     assert again.choices == done.choices
     assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+
+
+def test_the_next_turn_is_prepared_while_nothing_is_asked(client, name):
+    """Up to where the message will stand; how soon depends on what else the machine does."""
+    for seconds in (0.3, 1, 3, 9):
+        messages = [{"role": "user", "content": f"Say the number {seconds}, and no more."}]
+        first = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=60)
+        assert first.choices[0].finish_reason == "stop"
+        time.sleep(seconds)
+        messages.append({"role": "assistant", "content": first.choices[0].message.content})
+        messages.append({"role": "user", "content": "Why?"})
+        second = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=2)
+        n_more = second.usage.prompt_tokens_details.cached_tokens - first.usage.total_tokens
+        if n_more >= 0:
+            break
+    assert n_more == len(["\n", "<|im_start|>", "user", "\n"])
 
 
 def test_an_answer_that_is_gone_on_with(client, name):

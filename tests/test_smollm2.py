@@ -9,6 +9,7 @@ from conftest import shared
 
 from edgellm.generate import generate
 from edgellm.perplexity import perplexity
+from edgellm.prefix_cache import AHEAD
 from edgellm.sampling import Sampler, SamplingParams
 
 CASES = json.loads((Path(__file__).parent / "golden" / "smollm2.json").read_text(encoding="utf-8"))["cases"]
@@ -48,6 +49,15 @@ def test_perplexity(smollm2):
     assert result.error == pytest.approx(0.717, rel=0.01)
 
 
+def fresh(model, answer):
+    """The ids of a greedy answer, with a cache that is empty before."""
+    slot = model.open_slot()
+    try:
+        return list(generate(slot, answer.prompt_ids, Sampler(SamplingParams(temperature=0)), len(answer.ids)))
+    finally:
+        slot.close()
+
+
 def test_chat_answers_and_keeps_its_cache(smollm2):
     chat = smollm2.chat(system="You are a helpful assistant.")
     first = chat.send("What is the capital of France?", temperature=0, max_tokens=30)
@@ -61,14 +71,36 @@ def test_chat_answers_and_keeps_its_cache(smollm2):
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
+def test_a_chat_can_prepare_for_the_next_message(smollm2):
+    """It evaluates all up to where the message will stand, and no answer is another one for that."""
+    chat = smollm2.chat(system="You are a gardener.")
+    for text in ("Name a fruit.", "Name another."):
+        n, held = chat.prepare(), chat.n_tokens
+        assert 0 < n <= held
+        assert chat.prepare() == 0
+        answer = chat.send(text, temperature=0, max_tokens=20)
+        assert answer.timings.cached_tokens == held
+        begins = smollm2.tokenizer.decode(answer.prompt_ids[:held], skip_special=False)
+        assert begins.endswith("<|im_start|>user\n")
+        assert fresh(smollm2, answer) == answer.ids
+
+
+def test_preparing_stops_when_it_is_told_to(smollm2):
+    chat = smollm2.chat(system="You know: " + "one and two are three, " * 40)
+    asked = iter([False, True])
+    assert chat.prepare(stopped=lambda: next(asked)) == AHEAD
+    held = chat.n_tokens
+    assert held >= AHEAD
+    chat.messages = [{"role": "system", "content": "many words " * 8192}]
+    assert chat.prepare() == 0
+    assert chat.n_tokens == held
+
+
 def test_the_cache_changes_no_answer(smollm2):
     chat = smollm2.chat()
     chat.send("Name a fruit.", temperature=0, max_tokens=20)
     answer = chat.send("Name another.", temperature=0, max_tokens=20)
-    slot = smollm2.open_slot()
-    fresh = list(generate(slot, answer.prompt_ids, Sampler(SamplingParams(temperature=0)), len(answer.ids)))
-    slot.close()
-    assert fresh == answer.ids
+    assert fresh(smollm2, answer) == answer.ids
     assert answer.timings.cached_tokens > 0
 
 

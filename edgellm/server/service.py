@@ -204,6 +204,10 @@ class Answers:
             metrics.first_token.add(now - self._started)
         self._last[which] = now
 
+    def when_idle(self, opening: Callable[[], Sequence[int]]) -> None:
+        """See Model.when_idle."""
+        self._call.served.model.when_idle(opening)
+
     def close(self) -> None:
         """Once; the slots are free for others at the next step."""
         self._ping.cancel()

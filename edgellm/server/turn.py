@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from edgellm.answer import Answer, Completion, Piece
-from edgellm.chat import Question, question
+from edgellm.chat import Question, opening, question
 from edgellm.chat_template import ChatPrompt, Tools
 from edgellm.generate import check_room
 from edgellm.server import openai
@@ -21,6 +22,8 @@ class Prompt(NamedTuple):
     question: Question
     is_thinking: bool | None
     """Whether the answer begins within a thought; None: it is plain text, in which nobody looks for thoughts."""
+    opening: Callable[[str, list[int]], list[int]] | None = None
+    """What the next prompt begins with if the chat goes on after an answer, of this text and these ids."""
 
 
 class Asked(NamedTuple):
@@ -82,11 +85,17 @@ def prompt(
     chosen = template if thinks is None else template.thinking(thinks)
     made = ChatPrompt(model.tokenizer, chosen, model.context_length)
     asked = question(model, made, messages, tools, tool_choice)
+    ask = partial(question, model, made, tools=() if tool_choice == "none" else tools)
+
+    def next_opening(text: str, ids: list[int]) -> list[int]:
+        made.answered(text, ids)
+        return opening(made, ask, [*messages, {"role": "assistant", "content": text}])
+
     is_thinking = is_thought_open(made.text)
     if begun and (text := written(begun, is_thinking)):
         asked = replace(asked, ids=made.encode_masked(made.text + made.mask(text)))
-        is_thinking = not begun["content"]
-    return Prompt(asked, is_thinking)
+        return Prompt(asked, not begun["content"])
+    return Prompt(asked, is_thinking, next_opening)
 
 
 def written(begun: dict[str, Any], is_thinking: bool) -> str:
@@ -115,9 +124,11 @@ class Reader:
     """One answer, as it comes."""
 
     def __init__(self, asked: Asked) -> None:
-        self._asked, is_thinking = asked.prompt
+        self._asked, is_thinking = asked.prompt.question, asked.prompt.is_thinking
         self._thoughts = None if is_thinking is None else ThoughtReader(is_thinking)
         self._calls = CallReader(self._asked.style) if self._asked.style else None
+        self.said = ""
+        """The text so far, without thoughts and calls."""
 
     def push(self, piece: Piece) -> list[Part]:
         text = self._asked.text(piece)
@@ -129,15 +140,17 @@ class Reader:
             return End(parts, [], reason)
         rest, calls = self._calls.finish()
         parts += [Part(False, rest)] if rest else []
+        self.said += rest
         called = [Called(_id(), each) for each in calls]
         return End(parts, called, "tool_calls" if calls and reason == "stop" else reason)
 
     def _parts(self, given: Iterable[tuple[bool, str]]) -> list[Part]:
-        shown = (
+        parts = [
             Part(is_thought, text if is_thought or self._calls is None else self._calls.push(text))
             for is_thought, text in given
-        )
-        return [part for part in shown if part.text]
+        ]
+        self.said += "".join(part.text for part in parts if not part.is_thought)
+        return [part for part in parts if part.text]
 
 
 def _id() -> str:
@@ -157,6 +170,8 @@ async def told(asked: Asked, answers: Answers) -> AsyncIterator[News | None]:
             yield News(which, readers[which].push(new), int(new.id is not None))
         else:
             end = readers[which].finish(new)
+            if end.reason in ("stop", "length") and len(readers) == 1 and (opening := asked.prompt.opening):
+                answers.when_idle(partial(opening, readers[which].said, new.ids))
             yield News(which, end.parts, 0, end)
 
 
