@@ -60,7 +60,8 @@ def test_an_answer_as_a_whole_and_a_text(llm, smollm2_cpu):
 
 
 def test_an_answer_after_a_schema(llm):
-    found = json.loads(llm("-m", "chat", "--schema", "name, age int", "-o", "temperature", "0", "Make up a dog."))
+    question = "Rex is a dog of 3 years. What is his name, and his age?"
+    found = json.loads(llm("-m", "chat", "--schema", "name, age int", "-o", "temperature", "0", question))
     jsonschema.validate(found, {"required": ["name", "age"], "properties": {"age": {"type": "integer"}}})
 
 

@@ -57,16 +57,16 @@ def test_a_chat(client, name, smollm2_cpu):
 
 def test_turns_before_and_an_answer_that_is_begun(client, name, smollm2_cpu):
     chat = smollm2_cpu.chat("You are terse.")
-    first, second = (chat.send(text, temperature=0, max_tokens=12).text for text in ("Hello.", "Why?"))
+    first, answer = (chat.send(text, temperature=0, max_tokens=12) for text in ("Hello.", "Why?"))
     messages = [
         {"role": "system", "content": "You are terse."},
         {"role": "user", "content": "Hello."},
-        {"role": "assistant", "content": first},
+        {"role": "assistant", "content": first.text},
         {"role": "user", "content": "Why?"},
     ]
     options = {"temperature": 0, "num_predict": 12}
-    done = client.chat(name, messages, options=options)
-    assert (done.message.content, done.done_reason) == (second, "length")
+    done, second = client.chat(name, messages, options=options), answer.text
+    assert (done.message.content, done.done_reason) == (second, answer.finish_reason)
     at = second.index(" ")
     begun = [*messages, {"role": "assistant", "content": second[:at]}]
     assert client.chat(name, begun, options=options).message.content.startswith(second[at:])
