@@ -8,8 +8,8 @@ streams   so many answers at a time (--streams), each followed by the next: a cl
 arrivals  answers that are asked for at random times (--rate a second), whether or not others are complete: an open loop
 single    one answer at a time
 share     the same as a share of what `edgellm bench` says of the model alone after prompts as long, in turns
-history   time to the first token of a chat's next turn after 2,000 tokens, half a second after the answer, and of a
-          prompt of 20
+history   time to the first token of a chat's next turn after 2,000 tokens, and of a prompt of 20, each after half a
+          second without requests
 leave     200 connections of which half hang up midway, edgellm's memory and slots before and after, and its refusals
 
 Every sample is a server of its own. Prompts are random, and other ones each time. Time to the first token is from the
@@ -53,7 +53,7 @@ DOCS = ROOT / "docs" / "server.md"
 CONTEXT = 2560
 """Tokens of a slot."""
 PERSON = 0.5
-"""Seconds between an answer and the next message; a person takes longer."""
+"""Seconds between an answer and the next request; a person takes longer."""
 PR_SET_PDEATHSIG = 1
 WORDS = "time year people way day man thing woman life child world school state family student group country hand part"
 TEXT = re.compile(rb'"(?:text|content)": ?"[^"]')
@@ -314,11 +314,11 @@ def history(port: int, pid: int, options: argparse.Namespace) -> dict[str, float
         chat = [{"role": "user", "content": words(1960)}]
         chat.append({"role": "assistant", "content": said(port, {"messages": chat, "max_tokens": 16, **GREEDY})})
         chat.append({"role": "user", "content": words(8)})
-        time.sleep(PERSON)
         for name, path, body in (
             ("next turn ms", CHATS, {"messages": chat, "max_tokens": 16, **GREEDY}),
             ("20 tokens ms", COMPLETIONS, completion(words(20), 16)),
         ):
+            time.sleep(PERSON)
             (told,) = complete(asyncio.run(closed(port, 1, [body], path)))
             found[name].append(1000 * told.times[0])
     return {name: median(times[1:]) for name, times in found.items()}
