@@ -303,12 +303,7 @@ class Model:
         return self._engine.submit(answer, listener)
 
     def prepare_ids(
-        self,
-        ids: Sequence[int],
-        *,
-        keeper: object = None,
-        adapter: Adapter | None = None,
-        stopped: Callable[[], bool] = lambda: False,
+        self, ids: Sequence[int], stopped: Callable[[], bool], *, keeper: object = None, adapter: Adapter | None = None
     ) -> int:
         """Evaluate tokens that a prompt will begin with, a few at a time until `stopped`; return how many were not in
         the cache before."""
@@ -318,7 +313,7 @@ class Model:
 
     def when_idle(self, opening: Callable[[], Sequence[int]]) -> None:
         """Once no submitted answer is under way, evaluate what the next prompt is likely to begin with."""
-        self._engine.when_idle(lambda stopped: self.prepare_ids(opening(), stopped=stopped))
+        self._engine.when_idle(lambda stopped: self.prepare_ids(opening(), stopped))
 
     def under_way(self) -> list[Answer]:
         """Answers that were submitted and are not finished, first those that have a slot. They may still change."""

@@ -164,7 +164,7 @@ class Chat:
         ids = opening(self._prompt, partial(question, self._model, self._prompt, tools=tools), seen)
         if not ids or not fits(len(ids), None, self._model.context_length):
             return 0
-        return self._model.prepare_ids(ids, keeper=self, adapter=self.adapter, stopped=stopped)
+        return self._model.prepare_ids(ids, stopped, keeper=self, adapter=self.adapter)
 
     def save_cache(self, path: str | os.PathLike[str]) -> int:
         """Write the conversation's KV cache to a file; returns its number of tokens. See Model.save_cache."""

@@ -178,9 +178,9 @@ class Engine:
             if self._is_wanted() or self._changed.wait_for(self._is_wanted, IDLE):
                 return
             later, self._later = self._later, None
+        assert later, "that is what was waited for"
         with suppress(Exception):
-            if later:
-                later(self._is_wanted)
+            later(self._is_wanted)
 
     def _tell(self, progresses: list[Progress], scheduler: Scheduler) -> None:
         for progress in progresses:

@@ -106,13 +106,7 @@ class PrefixCache:
             self._entries.insert(0, _Entry(slot, None if is_free else weakref.ref(keeper)))
             self._tidy()
 
-    def hold(
-        self,
-        ids: Sequence[int],
-        keeper: object = None,
-        adapter: Adapter | None = None,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> int:
+    def hold(self, ids: Sequence[int], keeper: object, adapter: Adapter | None, stopped: Callable[[], bool]) -> int:
         """Have a slot with that adapter hold these tokens, evaluating those that none does, AHEAD at a time, until
         `stopped` says so; return how many were evaluated."""
         whole = [*ids, 0]  # a prompt's last token is always evaluated

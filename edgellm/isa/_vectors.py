@@ -278,19 +278,13 @@ def sums_primitives(queries: int, n: int, dot4_u8: Callable[..., Any]) -> dict[s
     def added(b: ir.IRBuilder, x: Any, y: Any, rows: Any, i: int) -> Any:
         return call(b, "llvm.fma.v16f32", FLOATS, x, y, b.extract_value(rows, i))
 
-    def fma(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
-        vectors = [b.fpext(half, FLOATS) for half in loads(b, x, x_step, HALVES)]
-        factors = splats(b, factor, factor_step, F32)
-        return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
+    def fma(kind: ir.Type, widened: Callable[[ir.IRBuilder, Any], Any]) -> Any:
+        def emit(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
+            vectors = [widened(b, vector) for vector in loads(b, x, x_step, kind)]
+            factors = splats(b, factor, factor_step, F32)
+            return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
 
-    def fma_f32(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
-        vectors, factors = loads(b, x, x_step, FLOATS), splats(b, factor, factor_step, F32)
-        return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
-
-    def fma_codes(b: ir.IRBuilder, rows: Any, x: Any, x_step: Any, factor: Any, factor_step: Any) -> Any:
-        vectors = [b.sitofp(code, FLOATS) for code in loads(b, x, x_step, CODES)]
-        factors = splats(b, factor, factor_step, F32)
-        return each(b, lambda i, query, v: added(b, vectors[v], factors[query], rows, i))
+        return operation(emit, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
 
     def starts(b: ir.IRBuilder, p: Any, step: Any) -> Any:
         found = splats(b, p, step, I32)
@@ -319,9 +313,9 @@ def sums_primitives(queries: int, n: int, dot4_u8: Callable[..., Any]) -> dict[s
         "zeros": operation(lambda b: gathered(b, [constant(FLOATS, 0.0)] * len(places)), sums),
         "load": operation(loaded, sums, ADDRESS, ADDRESS),
         "store": operation(stored, types.void, ADDRESS, ADDRESS, sums),
-        "fma": operation(fma, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
-        "fma_f32": operation(fma_f32, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
-        "fma_codes": operation(fma_codes, sums, sums, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
+        "fma": fma(HALVES, lambda b, x: b.fpext(x, FLOATS)),
+        "fma_f32": fma(FLOATS, lambda b, x: x),
+        "fma_codes": fma(CODES, lambda b, x: b.sitofp(x, FLOATS)),
         "starts": operation(starts, ints, ADDRESS, ADDRESS),
         "dot": operation(dot, ints, ints, ADDRESS, ADDRESS, ADDRESS, ADDRESS),
         "scaled": operation(scaled, sums, ints, ADDRESS, ADDRESS),

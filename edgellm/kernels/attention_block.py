@@ -40,8 +40,8 @@ from edgellm.kernels.primitives import (
 )  # fmt: skip
 from edgellm.kernels.queries import for_each_number
 
-MOST_QUERIES, FEW = 64, 32
-MOST_PIECE = 32
+MOST_QUERIES, MOST_PIECE = 64, 32
+FEW = 32  # queries, for which pieces do not pay
 HIDDEN, LOWEST = np.float32(-np.inf), np.float32(-1e30)  # a maximum starts from a number: -inf less -inf is NaN
 LOG2E = np.float32(1.4426950408889634)
 START: int = np.int64(0)  # for a literal 0, Numba would compile what it is passed to once more
@@ -101,7 +101,7 @@ def make_partials(
 
 def all_seen(kept: int, stride: int, n: int, block: int) -> bool:
     """Whether n queries of ascending positions see all keys of a block."""
-    return seen_in(kept + (n - 1) * stride, block) == 0 and end_in(kept, block) == KEY_BLOCK
+    return seen_by_all(kept, stride, n, block) == (0, KEY_BLOCK)
 
 
 def seen_in(query: int, block: int) -> int:
@@ -121,9 +121,14 @@ def seen(query: int, block: int, whole: bool) -> tuple[int, int]:
     return seen_in(query, block), end_in(query, block)
 
 
-def last_at_once(query: int, stride: int, left: int) -> int:
-    """The last of the queries that are computed at once with this one and `left` - 1 behind it."""
-    return query + (min(left, most_queries()) - 1) * stride
+def seen_by_any(query: int, stride: int, n: int, block: int) -> tuple[int, int]:
+    """From the first to the last key of a block that any of n queries sees."""
+    return seen_in(query, block), end_in(query + (n - 1) * stride, block)
+
+
+def seen_by_all(query: int, stride: int, n: int, block: int) -> tuple[int, int]:
+    """Keys of a block that each of n queries sees; the end comes before the begin, or with it, if there are none."""
+    return seen_in(query + (n - 1) * stride, block), end_in(query, block)
 
 
 # Scores and weights.
@@ -134,7 +139,7 @@ def score(kept: int, stride: int, n: int, block: int, keys: int, ahead: int, hea
     if not in_pieces(n):
         for i in range(0, n, most_queries()):
             query, left = kept + i * stride, min(n - i, most_queries())
-            begin, end = seen_in(query, block), end_in(last_at_once(query, stride, left), block)
+            begin, end = seen_by_any(query, stride, left, block)
             if left == 1:
                 score_1(keys, ahead, head_dim, begin, end, query, stride)
             elif left <= 4:
@@ -142,12 +147,13 @@ def score(kept: int, stride: int, n: int, block: int, keys: int, ahead: int, hea
             else:
                 score_8(keys, ahead, head_dim, begin, end, query, stride)
         return
-    begin, end = seen_in(kept, block), end_in(kept + (n - 1) * stride, block)
+    begin, end = seen_by_any(kept, stride, n, block)
     for key in range(begin // piece() * piece(), end, piece()):
         wide = widen_keys(keys, head_dim, key, room)
         for i in range(0, n, most_queries()):
             query, left = kept + i * stride, min(n - i, most_queries())
-            if seen_in(query, block) < key + piece() and end_in(last_at_once(query, stride, left), block) > key:
+            own, own_end = seen_by_any(query, stride, left, block)
+            if own < key + piece() and own_end > key:
                 bring(keys + ahead, 2 * KEY_BLOCK * head_dim, key // piece() * n + i, KEY_BLOCK // piece() * n)
                 if left <= 4:
                     score_piece_4(wide, head_dim, key, query, stride)
@@ -205,7 +211,7 @@ def weigh(
     if not in_pieces(n):
         for i in range(0, n, most_queries()):
             query, left = kept + i * stride, min(n - i, most_queries())
-            begin, end = seen_in(last_at_once(query, stride, left), block), end_in(query, block)
+            begin, end = seen_by_all(query, stride, left, block)
             if begin < end:
                 if left == 1:
                     weigh_1(values, ahead, head_dim, begin, end, query, stride)
@@ -220,13 +226,13 @@ def weigh(
 
 
 def weigh_pieces(kept: int, stride: int, n: int, block: int, values: int, ahead: int, head_dim: int, room: int) -> None:
-    first, last = seen_in(kept, block), end_in(kept + (n - 1) * stride, block)
+    first, last = seen_by_any(kept, stride, n, block)
     pieces = (head_dim + piece() - 1) // piece()
     for d in range(0, head_dim, piece()):
         widen_values(values, head_dim, d, first, last, room)
         for i in range(0, n, most_queries()):
             query, left = kept + i * stride, min(n - i, most_queries())
-            begin, end = seen_in(last_at_once(query, stride, left), block), end_in(query, block)
+            begin, end = seen_by_all(query, stride, left, block)
             if begin < end:
                 bring(values + ahead, 2 * KEY_BLOCK * head_dim, d // piece() * n + i, pieces * n)
                 if left <= 4:
@@ -240,13 +246,13 @@ def weigh_others(
 ) -> None:
     """What each query sees before, or after, the keys that all queries at once see."""
     for i in range(n):
-        query, one = kept + i // most_queries() * most_queries() * stride, kept + i * stride
-        shared = seen_in(last_at_once(query, stride, n - i // most_queries() * most_queries()), block)
+        at, one = i // most_queries() * most_queries(), kept + i * stride
+        shared, shared_end = seen_by_all(kept + at * stride, stride, min(n - at, most_queries()), block)
         begin, end = seen_in(one, block), end_in(one, block)
         if before:
             end = min(end, shared)
         else:
-            begin = max(shared, end_in(query, block))
+            begin = max(shared, shared_end)
         if begin < end:
             weigh_1(values, ahead, head_dim, begin, end, one, stride)
 
@@ -286,8 +292,8 @@ score_1, score_4, score_8 = for_each_number(score_n)
 weigh_1, weigh_4, weigh_8 = for_each_number(weigh_n)
 
 
-# Many queries take a block in pieces, made float32 once for all of them: PIECE keys of all dimensions, or dimensions of
-# all values.
+# Many queries take a block in pieces, made float32 once for all of them: piece() keys in all dimensions, or so many
+# dimensions of all values.
 
 
 def task_queries() -> int:

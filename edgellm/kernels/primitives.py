@@ -297,22 +297,14 @@ def store_n(p: int, step: int, sums: Any) -> None:
         _at(p + q * step, np.float32, VECTORS * LANES)[:] = vectors.reshape(-1)
 
 
-def fma_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
+def fma_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int, kind: Any = np.float16) -> Any:
     """fma(16 float16 at x + v * x_step, the float32 at factor + q * factor_step, sums[q][v])."""
-    vectors = np.stack([load_f16(x + v * x_step) for v in range(VECTORS)])
+    vectors = np.stack([_at(x + v * x_step, kind, LANES).astype(np.float32) for v in range(VECTORS)])
     return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
 
 
-def fma_f32_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
-    """As fma_n, of 16 float32 at x + v * x_step."""
-    vectors = np.stack([load_f32(x + v * x_step) for v in range(VECTORS)])
-    return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
-
-
-def fma_codes_n(sums: Any, x: int, x_step: int, factor: int, factor_step: int) -> Any:
-    """As fma_n, of 16 int8 at x + v * x_step."""
-    vectors = np.stack([_at(x + v * x_step, np.int8, LANES).astype(np.float32) for v in range(VECTORS)])
-    return np.stack([fma(vectors, get_f32(factor + q * factor_step), of_query) for q, of_query in enumerate(sums)])
+fma_f32_n, fma_codes_n = partial(fma_n, kind=np.float32), partial(fma_n, kind=np.int8)
+"""As fma_n, of 16 float32, or int8, at x + v * x_step."""
 
 
 def starts_n(p: int, step: int, queries: int = 1) -> Any:
